@@ -1,0 +1,1 @@
+"""Scores into a decision that people can read."""

@@ -1,0 +1,60 @@
+"""What a step takes, does its work in, and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Inputs = Mapping[str, "Sequence[Artifact]"]
+"""What a step builds on, by role: `{"model": [Artifact], "heldout": [Artifact]}`."""
+
+PROGRESS_FILE = "progress.json"
+PROGRESS_INTERVAL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished, immutable folder in the store."""
+
+    key: str
+    stage: str
+    path: Path
+    files: Mapping[str, str]
+    """Name relative to `path` (forward slashes) → sha256 of the content."""
+    meta: Mapping[str, Any]
+    """What the step found worth telling: counts, figures, versions. JSON values only."""
+
+
+@dataclass(slots=True)
+class Work:
+    """The folder that a step fills, and its line to whoever watches."""
+
+    path: Path
+    """Becomes the artifact: everything in it is published by one rename."""
+    scratch: Path
+    """Survives a kill, is not published: checkpoints, and what a resumed step needs."""
+    _last: float = field(default=0.0, repr=False)
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Tell how far the step is; cheap enough to call for every utterance."""
+        now = time.monotonic()
+        if now - self._last < PROGRESS_INTERVAL_S and done < total:
+            return
+        self._last = now
+        line = json.dumps({"done": done, "total": total, "note": note}, ensure_ascii=False)
+        # Written in place: a reader that meets half a line skips it and looks again a moment later.
+        (self.scratch / PROGRESS_FILE).write_text(line, encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a step needs of a machine. A kind's module says it in `RESOURCES`; without it a step is light."""
+
+    whole_machine: bool = False
+    """Uses every core, or is timed: nothing else runs beside it."""
+    gpu: bool = False
+    """Uses the GPU where there is one."""

@@ -1,0 +1,1 @@
+"""From what a user has to 16 kHz recordings with transcripts, split and checked."""

@@ -1,0 +1,1 @@
+"""Plan, store, worker: what must run, where results live, and how one step runs."""

@@ -1,0 +1,53 @@
+"""Hashes of files outside the store, computed once per (path, size, modification time)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MISSING = "missing"
+
+
+class Digests:
+    """Callable: a file or folder → a hash of its content. What was hashed before is not read again."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self._known: dict[str, tuple[int, int, str]] = {}
+        if cache.is_file():
+            try:
+                self._known = {name: tuple(entry) for name, entry in json.loads(cache.read_text("utf-8")).items()}
+            except (ValueError, TypeError, AttributeError):
+                self._known = {}  # a damaged cache costs time, nothing else
+        self._changed = False
+
+    def __call__(self, path: Path) -> str:
+        """What is missing has a digest too: the step that needs it will say so in its own words."""
+        if path.is_dir():
+            files = sorted(item for item in path.rglob("*") if item.is_file())
+            lines = [f"{item.relative_to(path).as_posix()}={self._file(item)}" for item in files]
+            return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return self._file(path) if path.is_file() else MISSING
+
+    def _file(self, path: Path) -> str:
+        status = path.stat()
+        size, modified_ns, digest = self._known.get(str(path), (-1, -1, ""))
+        if (size, modified_ns) != (status.st_size, status.st_mtime_ns):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            self._known[str(path)] = (status.st_size, status.st_mtime_ns, digest)
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        if self._changed:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            beside = self.cache.with_suffix(f".{os.getpid()}.tmp")
+            beside.write_text(json.dumps(self._known), encoding="utf-8")
+            beside.replace(self.cache)
+            self._changed = False

@@ -1,0 +1,201 @@
+"""A suite → every step that its decision needs, and the rows of its board. Pure: nothing is read or run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.core.artifact import Resources
+from harness.data import leakage, select
+from harness.errors import SuiteError
+from harness.score import scores
+from harness.suite.model import ModelSpec, Variant, expand
+from harness.train import weights
+
+if TYPE_CHECKING:
+    from harness.suite.schema import Suite
+    from harness.suite.spec import ExportSpec, RuntimeSpec, Spec
+
+Digest = Callable[[Path], str]
+"""A file or folder → a hash of its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One piece of work whose result is an artifact."""
+
+    name: str
+    """For people: `train whisper-base lr1e-5-warmup500`."""
+    stage: str
+    spec: Spec
+    inputs: Mapping[str, tuple[Step, ...]]
+    """Role → the steps whose artifacts it reads; part of the key."""
+    after: tuple[Step, ...]
+    """Must have succeeded before, but change nothing in the result: the leakage check."""
+    key: str
+
+    @property
+    def folder(self) -> str:
+        """Its name in the store. 64 bits of the key are enough to tell steps apart; the whole is in the artifact."""
+        return f"{self.stage}-{self.key[:16]}"
+
+    @property
+    def module(self) -> Any:
+        """The module of the kind: it holds `run` and `VERSION`."""
+        return sys.modules[type(self.spec).__module__]
+
+    @property
+    def resources(self) -> Resources:
+        return getattr(self.module, "RESOURCES", Resources())
+
+    @property
+    def needs(self) -> tuple[Step, ...]:
+        return tuple(step for steps in self.inputs.values() for step in steps) + self.after
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the board: variant × export × held-out set."""
+
+    row: str
+    """Unique for variant × export (× runtime, where several run the same export); fit for a file name."""
+    model: str
+    family: str
+    variant: str
+    export: str
+    runtime: str
+    heldout: str
+    split_role: str
+    base: str
+    export_kind: str
+    exported: Step
+    scored: Step
+    trained: Step | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All steps in an order in which they can run, and the rows that come of them."""
+
+    suite: Suite
+    steps: tuple[Step, ...]
+    rows: tuple[Row, ...]
+
+
+class _Builder:
+    """Collects steps; the same step asked for twice is one step."""
+
+    def __init__(self, digest: Digest) -> None:
+        self.digest = digest
+        self.steps: dict[str, Step] = {}
+
+    def add(
+        self, stage: str, name: str, spec: Spec, inputs: Mapping[str, tuple[Step, ...]], after: tuple[Step, ...] = ()
+    ) -> Step:
+        module = sys.modules[type(spec).__module__]
+        identity = {
+            "stage": stage,
+            "kind": module.__name__,
+            "version": module.VERSION,
+            "spec": spec.identity(),
+            "outside": [self.digest(path) for path in spec.outside()],
+            "inputs": {role: [step.key for step in steps] for role, steps in inputs.items()},
+        }
+        canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        key = hashlib.sha256(canonical.encode()).hexdigest()
+        return self.steps.setdefault(key, Step(f"{stage} {name}", stage, spec, inputs, after, key))
+
+
+def plan(suite: Suite, *, digest: Digest) -> Plan:
+    """All steps and rows of a suite. `digest` hashes what lies outside the store: recordings, local base weights."""
+    build = _Builder(digest)
+    prepared = {name: build.add("prepare", name, spec, {}) for name, spec in suite.datasets.items()}
+
+    def selected(name: str, sources: list[str]) -> Step:
+        pairs = [source.split("/", 1) for source in sources]
+        parts = [
+            select.Part(dataset=dataset, split=split, rule=suite.datasets[dataset].split) for dataset, split in pairs
+        ]
+        datasets = tuple(prepared[dataset] for dataset, _ in pairs)
+        return build.add("select", name, select.Spec(parts=parts, seed=suite.seed), {"datasets": datasets})
+
+    train_set = selected("train", suite.train.sources)
+    heldout = {name: selected(name, spec.sources) for name, spec in suite.heldout.items()}
+    sealed = {"train": (train_set,), "heldout": tuple(heldout.values())}
+    checked = build.add("leakage", "train against held-out", leakage.Spec(), sealed)
+    dev = tuple(heldout[name] for name, spec in suite.heldout.items() if spec.role == "dev")
+    rows: list[Row] = []
+    for name, model in suite.models.items():
+        base = build.add("base", model.base, weights.Spec(base=model.base, revision=model.revision), {})
+        for variant in expand(model, seed=suite.seed):
+            trained = None
+            if variant.training is not None:
+                sets = {"base": (base,), "train": (train_set,), "dev": dev[:1]}
+                trained = build.add("train", f"{name} {variant.name}", variant.training, sets, (checked,))
+            rows += _rows(build, suite, (name, model), variant, base, trained, heldout)
+    _refuse_equal_rows(rows)
+    return Plan(suite, tuple(build.steps.values()), tuple(rows))
+
+
+def _rows(
+    build: _Builder,
+    suite: Suite,
+    named: tuple[str, ModelSpec],
+    variant: Variant,
+    base: Step,
+    trained: Step | None,
+    heldout: Mapping[str, Step],
+) -> Iterator[Row]:
+    name, model = named
+    for export, (set_name, subset) in product(model.export, heldout.items()):
+        exported = build.add("export", f"{name} {variant.name} {export.label}", export, {"model": (trained or base,)})
+        fitting = [runtime for runtime in suite.score.runtimes if export.kind in runtime.accepts]
+        for runtime in fitting:
+            row = _row_name(name, variant, export, runtime, several=len(fitting) > 1)
+            inputs = {"export": (exported,), "heldout": (subset,)}
+            heard = build.add("transcribe", f"{row} {set_name}", runtime, inputs)
+            scoring = scores.Spec(
+                normalise=suite.score.normalise,
+                metrics=list(suite.score.metrics),
+                resamples=suite.score.resamples,
+                seed=suite.seed,
+            )
+            scored = build.add("score", f"{row} {set_name}", scoring, {"transcripts": (heard,), **inputs})
+            yield Row(
+                row=row,
+                model=name,
+                family=model.kind,
+                variant=variant.name,
+                export=export.label,
+                runtime=runtime.kind,
+                heldout=set_name,
+                split_role=suite.heldout[set_name].role,
+                base=model.base,
+                export_kind=export.kind,
+                exported=exported,
+                scored=scored,
+                trained=trained,
+            )
+
+
+def _row_name(name: str, variant: Variant, export: ExportSpec, runtime: RuntimeSpec, *, several: bool) -> str:
+    parts = [name, variant.name, export.label, *([runtime.label] if several else [])]
+    return "_".join(parts)
+
+
+def _refuse_equal_rows(rows: list[Row]) -> None:
+    """Two rows of one name would overwrite each other's hypotheses."""
+    seen: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        first = seen.setdefault((row.row.lower(), row.heldout), row)
+        if first is not row:
+            raise SuiteError(
+                f"two rows are called '{row.row}' on {row.heldout}: variant '{first.variant}' and '{row.variant}' of "
+                f"'{row.model}'; give the variants, or the exports, different names"
+            )

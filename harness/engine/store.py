@@ -1,0 +1,117 @@
+"""Where artifacts live. A reader sees a whole artifact or none; a writer works beside and publishes by one rename.
+
+<root>/<stage>-<key>/artifact.json …     finished, never changed again
+<root>/.partial/<stage>-<key>/out/       becomes the artifact
+<root>/.partial/<stage>-<key>/scratch/   survives a kill: checkpoints
+<root>/.partial/<stage>-<key>.lock       held by the one process that works on it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from harness.core.artifact import Artifact, Work
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCHEMA = 1
+"""Of `artifact.json`. Older numbers stay readable."""
+ARTIFACT_FILE = "artifact.json"
+RENAME_ATTEMPTS = 20
+
+
+class Store:
+    """A folder of artifacts by key."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, folder: str, *, key: str) -> Artifact | None:
+        """The finished artifact of a step, or None."""
+        path = self.root / folder
+        if not (path / ARTIFACT_FILE).is_file():
+            return None
+        artifact = read_artifact(path)
+        if artifact.key != key:
+            raise HarnessError(f"{path}: holds key {artifact.key}, wanted {key}; remove this folder and run again")
+        return artifact
+
+    def partial(self, folder: str) -> Path:
+        return self.root / ".partial" / folder
+
+    def lock(self, folder: str) -> FileLock:
+        """Released by the system when its holder dies, however it dies."""
+        path = self.partial(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path.with_name(f"{path.name}.lock"))
+
+    def open(self, folder: str) -> Work:
+        """An empty `out` and whatever `scratch` an earlier, killed attempt left. Call it under the lock."""
+        partial = self.partial(folder)
+        out, scratch = partial / "out", partial / "scratch"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        scratch.mkdir(exist_ok=True)
+        return Work(path=out, scratch=scratch)
+
+    def publish(self, folder: str, *, key: str, stage: str, meta: dict[str, Any], about: dict[str, Any]) -> Artifact:
+        """Hash every file of `out`, write `artifact.json` last, and make it visible by one rename."""
+        out, final = self.partial(folder) / "out", self.root / folder
+        names = sorted(item.relative_to(out).as_posix() for item in out.rglob("*") if item.is_file())
+        files = {name: {"sha256": _sha256(out / name), "size": (out / name).stat().st_size} for name in names}
+        record = {"schema": SCHEMA, "key": key, "stage": stage, "files": files, "meta": meta, **about}
+        text = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
+        with (out / ARTIFACT_FILE).open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        _rename(out, final)
+        shutil.rmtree(self.partial(folder), ignore_errors=True)
+        return read_artifact(final)
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Raises HarnessError if its record is damaged or of a newer schema."""
+    try:
+        record = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
+        if record["schema"] > SCHEMA:
+            raise HarnessError(f"{path}: schema {record['schema']} is newer than {SCHEMA}; update harness")
+        files = {name: entry["sha256"] for name, entry in record["files"].items()}
+        return Artifact(record["key"], record["stage"], path, files, record["meta"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise HarnessError(
+            f"{path / ARTIFACT_FILE}: cannot be read ({error}); remove the folder and run again"
+        ) from error
+
+
+def wall_s(path: Path) -> float | None:
+    """Seconds that the step took when it ran."""
+    record = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
+    return record.get("wall_s")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rename(source: Path, target: Path) -> None:
+    for attempt in range(RENAME_ATTEMPTS):
+        try:
+            source.rename(target)
+        except PermissionError:
+            # Windows refuses while a virus scanner or an indexer still has a file open.
+            if attempt == RENAME_ATTEMPTS - 1:
+                raise
+            time.sleep(0.1)
+        else:
+            return

@@ -1,0 +1,1 @@
+"""Exported files into transcripts, transcripts into scores."""

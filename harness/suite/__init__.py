@@ -1,0 +1,1 @@
+"""What a suite may say, and how it is read."""

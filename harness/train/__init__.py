@@ -1,0 +1,1 @@
+"""Base weights and fine-tuning."""
