@@ -6,8 +6,10 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Inputs = Mapping[str, "Sequence[Artifact]"]
 """What a step builds on, by role: `{"model": [Artifact], "heldout": [Artifact]}`."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from harness.errors import MissingError, SuiteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 VERSION = 1
 """Goes up whenever a profile gives another text; it is part of the key of every score."""

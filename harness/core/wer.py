@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import DataError, MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 Unit = Literal["word", "char"]
 

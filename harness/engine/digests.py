@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from typing import TYPE_CHECKING
+
+from harness.core.files import replace_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,8 +47,5 @@ class Digests:
 
     def save(self) -> None:
         if self._changed:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            beside = self.cache.with_suffix(f".{os.getpid()}.tmp")
-            beside.write_text(json.dumps(self._known), encoding="utf-8")
-            beside.replace(self.cache)
+            replace_text(self.cache, json.dumps(self._known))
             self._changed = False

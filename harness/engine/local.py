@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.core.artifact import PROGRESS_FILE
@@ -17,6 +16,7 @@ from harness.engine.worker import ERROR_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from harness.engine.plan import Step
     from harness.engine.store import Store

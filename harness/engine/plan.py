@@ -143,7 +143,7 @@ def plan(suite: Suite, *, digest: Digest) -> Plan:
     return Plan(suite, tuple(build.steps.values()), tuple(rows))
 
 
-def _rows(
+def _rows(  # noqa: PLR0917  # the parts of one suite, in the order of the data
     build: _Builder,
     suite: Suite,
     named: tuple[str, ModelSpec],

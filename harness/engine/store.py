@@ -96,7 +96,8 @@ def read_artifact(path: Path) -> Artifact:
 def wall_s(path: Path) -> float | None:
     """Seconds that the step took when it ran."""
     record = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
-    return record.get("wall_s")
+    seconds: float | None = record.get("wall_s")
+    return seconds
 
 
 def _sha256(path: Path) -> str:

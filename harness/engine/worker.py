@@ -15,13 +15,15 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import __version__
-from harness.core.artifact import Artifact
 from harness.engine.store import Store, read_artifact
 from harness.errors import HarnessError
-from harness.suite.spec import Spec
+
+if TYPE_CHECKING:
+    from harness.core.artifact import Artifact
+    from harness.suite.spec import Spec
 
 ERROR_FILE = "error.json"
 PARENT_DIED = 75
@@ -82,7 +84,9 @@ def _spec(job: dict[str, Any]) -> tuple[Spec, Any]:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin: its buffer's lock, held by a thread at exit, aborts the interpreter.
+    while os.read(0, 1):
+        pass
     os._exit(PARENT_DIED)
 
 

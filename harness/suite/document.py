@@ -47,7 +47,7 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """Composes nodes with untyped scalars: their types are decided here, by YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's own class attribute
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own class attribute
 
 
 def read(path: Path) -> Document:
@@ -55,7 +55,7 @@ def read(path: Path) -> Document:
     document = Document(file=path.as_posix())
     try:
         text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=_Loader)  # noqa: S506  # a SafeLoader, and nothing is constructed
+        root = yaml.compose(text, Loader=_Loader)  # a SafeLoader, and nothing is constructed
     except UnicodeDecodeError as error:
         document.faults.append((1, "file", f"is not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8"))
     except yaml.MarkedYAMLError as error:
@@ -75,9 +75,8 @@ def _plain(node: yaml.Node, place: Place, document: Document) -> Any:
         return _mapping(node, place, document)
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*place, index), document) for index, item in enumerate(node.value)]
-    if node.style is not None or node.tag != STRING_TAG:
-        return node.value
-    return _scalar(node.value)
+    plain = isinstance(node, yaml.ScalarNode) and node.style is None and node.tag == STRING_TAG
+    return _scalar(node.value) if plain else node.value
 
 
 def _mapping(node: yaml.MappingNode, place: Place, document: Document) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Spec(BaseModel):
@@ -43,10 +45,31 @@ def _plain(value: Any) -> Any:
     return value
 
 
+class Split(Spec):
+    """How recordings without a split of their own are divided; what is neither dev nor test is train."""
+
+    dev: float = Field(default=0.1, gt=0, lt=1, description="Fraction of the recordings.")
+    test: float = Field(default=0.2, gt=0, lt=1, description="Fraction of the recordings.")
+    by: Literal["recording", "speaker"] = Field(
+        default="recording", description="What never lies in two splits, beside equal transcripts."
+    )
+
+    @model_validator(mode="after")
+    def _leave_train(self) -> Self:
+        if self.dev + self.test >= 1:
+            raise ValueError(
+                f"dev {self.dev} and test {self.test} leave nothing to train on; their sum must be under 1"
+            )
+        return self
+
+
 class DatasetSpec(Spec):
     """A kind of dataset: a file in `harness/data/`. Its step turns recordings into 16 kHz WAV and manifests."""
 
+    not_identity: ClassVar[Mapping[str, str]] = {"split": "applied when sets are selected, not when data is prepared"}
+
     kind: str
+    split: Split | None = None
 
 
 class ExportSpec(Spec):

@@ -18,7 +18,7 @@ def curve_logger() -> Any:
     """A TrainerCallback that sends every logged number to the MLflow run named in the environment, if any."""
     from transformers import TrainerCallback
 
-    class CurveLogger(TrainerCallback):
+    class CurveLogger(TrainerCallback):  # type: ignore[misc]  # untyped
         def __init__(self) -> None:
             self.run_id = os.environ.get("MLFLOW_RUN_ID", "")
             self.client: Any = None
@@ -27,7 +27,7 @@ def curve_logger() -> Any:
 
                 self.client = MlflowClient()
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:
             if self.client is None:
                 return
             try:
@@ -39,7 +39,7 @@ def curve_logger() -> Any:
 
 
 def curve_metrics(logs: dict[str, Any], *, step: int) -> list[Any]:
-    """One log entry of the trainer as MLflow metrics: `loss`, `learning_rate`, `dev_loss`, `dev_wer`, …"""
+    """One log entry of the trainer as MLflow metrics: `loss`, `learning_rate`, `dev_loss`, `dev_wer` and the like."""
     from mlflow.entities import Metric
 
     now_ms = int(time.time() * 1000)

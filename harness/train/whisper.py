@@ -18,7 +18,6 @@ from harness.train.packing import Packing
 
 if TYPE_CHECKING:
     from harness.core.artifact import Inputs, Work
-    from harness.train.examples import Renderer
 
 VERSION = 1
 RESOURCES = Resources(whole_machine=True, gpu=True)
@@ -145,8 +144,8 @@ def _arguments(spec: Training, work: Work, *, max_steps: int, longest: int) -> A
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=spec.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing=spec.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy="steps",
         eval_steps=eval_steps,
         save_strategy="steps",
@@ -208,13 +207,13 @@ def _callbacks(spec: Training, work: Work, *, max_steps: int) -> list[Any]:
 
     from harness.train.curves import curve_logger
 
-    class Progress(TrainerCallback):
+    class Progress(TrainerCallback):  # type: ignore[misc]  # untyped
         note = ""
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
             work.progress(state.global_step, max_steps, self.note)
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:
                 self.note = f"loss {logs['loss']:.3f}"
             if "eval_wer" in logs:

@@ -1,0 +1,44 @@
+# Every target does its own set-up; Python 3.11 or newer and make are all that must be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SUITE ?= suites/quickstart.yaml
+EXTRAS ?= train,dev
+
+.PHONY: install demo test lint bench constraints clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "harness needs Python 3.11 or newer; set PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $(STAMP)
+
+# The main job: prepare, fine-tune, export, score, rank, promote.
+demo: $(STAMP)
+	$(BIN)/harness run $(SUITE)
+	$(BIN)/harness board $(SUITE)
+	$(BIN)/harness promote $(SUITE) --to results/quickstart/mimir
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Speed, memory and parity targets, measured on this machine; needs a finished demo.
+bench: $(STAMP)
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only -s
+
+# Renews the resolution of all extras for every system and Python that the project runs on.
+constraints: $(STAMP)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
+		--no-header --no-annotate --output-file constraints.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,151 @@
+"""The board in MLflow: a projection of the store, made once per row and variant, rebuilt when asked.
+
+One experiment per suite; a parent run per `harness run`; below it a run per variant, with its training curves, and a
+run per row of the board.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from harness import __version__
+from harness.core.files import replace_text
+from harness.core.manifests import read_jsonl
+from harness.errors import MissingError
+from harness.train.curves import curve_metrics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.board.leaderboard import Line
+    from harness.core.artifact import Artifact
+    from harness.engine.plan import Plan, Row, Step
+
+PARENT_TAG = "mlflow.parentRunId"
+METRICS_PER_CALL = 500
+"""MLflow takes at most 1,000 metrics at once."""
+
+
+def default_uri(folder: Path) -> str:
+    """`MLFLOW_TRACKING_URI`, or the SQLite store in `folder`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').resolve().as_posix()}"
+
+
+class Projection:
+    """Writes one suite into MLflow. Nothing is imported or opened before there is something to write."""
+
+    def __init__(self, suite: str, *, folder: Path, record: Path, rebuild: bool = False) -> None:
+        """folder: of the local store and artifacts. record: file that remembers which run is whose."""
+        self.suite = suite
+        self.folder = folder
+        self.record = record
+        self.uri = default_uri(folder)
+        self.runs: dict[str, str] = {}
+        """Key of a score or train step → its run."""
+        self.parent = ""
+        self._client: Any = None
+        self._experiment = ""
+        if record.is_file() and not rebuild:
+            stored = json.loads(record.read_text(encoding="utf-8"))
+            self.runs = stored["runs"] if stored["uri"] == self.uri else {}
+
+    def training_environment(self, step: Step) -> dict[str, str]:
+        """Where the process of a train step logs its curves; a resumed training goes on in its old run."""
+        run_id = self.runs.get(step.key) or self._variant(step)
+        self._open().update_run(run_id, status="RUNNING")
+        return {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_RUN_ID": run_id}
+
+    def training_ended(self, step: Step, *, succeeded: bool) -> None:
+        if step.key in self.runs:
+            self._open().set_terminated(self.runs[step.key], "FINISHED" if succeeded else "FAILED")
+
+    def project(self, plan: Plan, board: list[Line], *, artifacts: dict[str, Artifact]) -> None:
+        """Write every row, and every variant's curves, that MLflow does not have yet.
+
+        artifacts: key of a score or train step → its artifact.
+        """
+        for step in {row.trained.key: row.trained for row in plan.rows if row.trained}.values():
+            if step.key in artifacts and step.key not in self.runs:
+                self._curves(self._variant(step), artifacts[step.key])
+                self.training_ended(step, succeeded=True)
+        lines = {(line["row"], line["heldout"]): line for line in board}
+        for row in plan.rows:
+            if row.scored.key in artifacts and row.scored.key not in self.runs:
+                self._row(row, lines[row.row, row.heldout], artifacts[row.scored.key])
+
+    def close(self, *, attach: list[Path], succeeded: bool) -> None:
+        """End the parent run, if one was begun, with the board's files attached."""
+        if self.parent:
+            for path in attach:
+                self._open().log_artifact(self.parent, str(path))
+            self._open().set_terminated(self.parent, "FINISHED" if succeeded else "FAILED")
+
+    def _open(self) -> Any:
+        if self._client is None:
+            try:
+                from mlflow import MlflowClient
+            except ImportError as error:
+                raise MissingError("MLflow is not installed; run: pip install '.[train]'") from error
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            known = self._client.get_experiment_by_name(self.suite)
+            if known is None:
+                # A server keeps artifacts where it was told to; the local store's lie beside its database.
+                place = (self.folder / "artifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
+                self._experiment = self._client.create_experiment(self.suite, artifact_location=place)
+            else:
+                self._experiment = known.experiment_id
+            self.parent = self._run(f"run of {self.suite}", parent="", tags={"harness": __version__})
+        return self._client
+
+    def _run(self, name: str, *, parent: str, tags: dict[str, str]) -> str:
+        tags = {**tags, **({PARENT_TAG: parent} if parent else {})}
+        return str(self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
+
+    def _variant(self, step: Step) -> str:
+        client = self._open()
+        run_id = self._run(step.name.removeprefix("train "), parent=self.parent, tags={"stage": "train"})
+        for name, value in _flat(step.spec.identity()).items():
+            client.log_param(run_id, name, value)
+        self._remember(step.key, run_id)
+        return run_id
+
+    def _curves(self, run_id: str, artifact: Artifact) -> None:
+        metrics = [
+            metric
+            for entry in read_jsonl(artifact.path / "curves.jsonl")
+            for metric in curve_metrics(entry, step=entry["step"])
+        ]
+        for start in range(0, len(metrics), METRICS_PER_CALL):
+            self._open().log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+
+    def _row(self, row: Row, line: Line, artifact: Artifact) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        client = self._open()
+        run_id = self._run(f"{row.row} {row.heldout}", parent=self.parent, tags={"stage": "score", "model": row.model})
+        numbers = {name: value for name, value in line.items() if isinstance(value, int | float | bool)}
+        words = {name: value for name, value in line.items() if isinstance(value, str) and name != "run_id"}
+        decoding = _flat(artifact.meta.get("decoding") or {})
+        client.log_batch(
+            run_id,
+            metrics=[Metric(name, float(value), 0, 0) for name, value in numbers.items()],
+            params=[Param(f"decoding.{name}", str(value)) for name, value in decoding.items()],
+            tags=[RunTag(name, value) for name, value in words.items()],
+        )
+        client.log_artifact(run_id, str(artifact.path / "hypotheses.jsonl"))
+        client.set_terminated(run_id)
+        self._remember(row.scored.key, run_id)
+
+    def _remember(self, key: str, run_id: str) -> None:
+        self.runs[key] = run_id
+        replace_text(self.record, json.dumps({"uri": self.uri, "runs": self.runs}, indent=1))
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,308 @@
+"""The command line: the only module that prints and exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from harness.errors import GateRefusedError, HarnessError, MissingError
+
+if TYPE_CHECKING:
+    from harness.engine.local import Outcome
+    from harness.engine.plan import Plan, Step
+    from harness.engine.store import Store
+    from harness.suite.schema import Suite
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, by the shell's convention."""
+
+app = typer.Typer(
+    name="harness",
+    help="Fine-tune Russian speech models, score the exported files, promote the best one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+SuitePath = Annotated[Path, typer.Argument(metavar="SUITE", help="The suite's YAML file.")]
+Results = Annotated[Path, typer.Option("--results", envvar="HARNESS_RESULTS", help="Folder of results and the store.")]
+RESULTS = Path("results")
+
+
+class Form(StrEnum):
+    """Forms of the leaderboard."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    md = "md"
+
+
+def main() -> None:
+    """Entry point: errors become one message and an exit code; bugs keep their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    try:
+        app()
+    except HarnessError as error:
+        err.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def check(suite: SuitePath) -> None:
+    """Validate a suite: all mistakes at once, each with file and line."""
+    from harness.suite.load import load
+    from harness.suite.model import expand
+
+    loaded = load(suite)
+    variants = {name: len(expand(model, seed=loaded.seed)) for name, model in loaded.models.items()}
+    counts = ", ".join(f"{name}: {count} variants" for name, count in variants.items())
+    out.print(f"{suite} is sound ({counts})", markup=False, highlight=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a suite, for editors."""
+    from harness.suite.schema import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), ensure_ascii=False, indent=1) + "\n")
+
+
+@app.command("list")
+def list_kinds() -> None:
+    """List the known kinds of dataset, model, export, runtime and metric."""
+    from typing import get_args
+
+    from harness.suite.kinds import FOLDERS, kinds
+    from harness.suite.schema import Metric
+
+    for what in FOLDERS:
+        for name, module in kinds(what).items():
+            first = (module.__doc__ or "").strip().splitlines()[0]
+            out.print(f"{what:<8} {name:<14} {first}", markup=False, highlight=False)
+    out.print(f"{'metric':<8} {', '.join(get_args(Metric))}", markup=False, highlight=False)
+
+
+@app.command()
+def plan(suite: SuitePath, results: Results = RESULTS) -> None:
+    """Dry run: every step, cached or to do."""
+    from harness.engine.store import wall_s
+
+    planned, store = _plan(suite, results)
+    table = Table("stage", "step", "state", "took", title=f"{planned.suite.suite}: {len(planned.steps)} steps")
+    table.columns[3].justify = "right"
+    todo = 0
+    for step in planned.steps:
+        found = store.find(step.folder, key=step.key)
+        todo += found is None
+        took = wall_s(found.path) if found else None
+        state = "[dim]cached[/dim]" if found else "[bold]to do[/bold]"
+        table.add_row(step.stage, step.name.removeprefix(f"{step.stage} "), state, f"{took:.1f} s" if took else "")
+    out.print(table)
+    out.print(f"{todo} to do, {len(planned.steps) - todo} cached, {len(planned.rows)} rows on the board")
+
+
+@app.command()
+def run(
+    suite: SuitePath,
+    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Up to this stage only.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Light steps that run side by side.")] = 2,
+    results: Results = RESULTS,
+) -> None:
+    """Prepare, train, export, transcribe, score, and publish the board. Goes on where it stopped."""
+    from harness.board.mlflow import Projection
+    from harness.engine.local import run_steps
+    from harness.terminal import Watch, summary
+
+    planned, store = _plan(suite, results)
+    steps = _up_to(planned, only)
+    folder = results / planned.suite.suite
+    tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json")
+
+    def environment(step: Step) -> dict[str, str]:
+        return _tolerant(lambda: tracking.training_environment(step)) or {} if step.stage == "train" else {}
+
+    def on_end(step: Step, outcome: Outcome) -> None:
+        if step.stage == "train" and outcome.state in ("done", "failed"):
+            _tolerant(lambda: tracking.training_ended(step, succeeded=outcome.state == "done"))
+
+    try:
+        with Watch(out, total=len(steps), on_end=on_end) as watch:
+            outcomes = run_steps(
+                steps, store=store, logs=folder / "logs", listener=watch, jobs=jobs, environment=environment
+            )
+    except KeyboardInterrupt:
+        err.print(f"\nStopped. Finished steps are kept; go on with: harness run {suite}", markup=False)
+        sys.exit(INTERRUPTED)
+    failed = [(step, outcomes[step.key]) for step in steps if outcomes[step.key].state == "failed"]
+    if any(outcome.state != "cached" for outcome in outcomes.values()):
+        out.print(summary(steps, outcomes))
+    _publish(planned, store, folder, tracking, succeeded=not failed)
+    for step, outcome in failed:
+        err.print(f"failed: {step.name}: {outcome.error}\n  log: {outcome.log}", style="red", markup=False)
+    if failed:
+        sys.exit(max(outcome.exit_code for _, outcome in failed))
+
+
+@app.command()
+def board(
+    suite: SuitePath,
+    form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.table,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Write everything into MLflow anew.")] = False,
+    results: Results = RESULTS,
+) -> None:
+    """Print the leaderboard, best first."""
+    from harness.board.leaderboard import render
+    from harness.board.mlflow import Projection
+    from harness.terminal import leaderboard
+
+    planned, store = _plan(suite, results)
+    folder = results / planned.suite.suite
+    tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json", rebuild=rebuild)
+    lines = _publish(planned, store, folder, tracking, succeeded=True) if rebuild else _lines(planned, store, tracking)
+    if not lines:
+        raise HarnessError(f"no row of {suite} is scored yet; run it first: harness run {suite}")
+    if form is Form.table:
+        for table in leaderboard(lines):
+            out.print(table)
+    else:
+        sys.stdout.write(render(lines, form=form.value))
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="Port on loopback.")] = 5000) -> None:
+    """Open MLflow's web pages on the project's store, on loopback only."""
+    from harness.board.mlflow import default_uri
+
+    uri = default_uri(Path("mlruns"))
+    out.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)", markup=False, highlight=False)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    try:
+        code = subprocess.run([*command, "--port", str(port), "--workers", "1"], check=False).returncode
+    except KeyboardInterrupt:
+        code = 0
+    if code:
+        raise MissingError(
+            f"MLflow ended with exit code {code}; is port {port} taken? Try: harness ui --port {port + 1}"
+        )
+
+
+@app.command()
+def promote(
+    suite: SuitePath,
+    model: Annotated[str | None, typer.Option("--model", metavar="ROW", help="Promote this row of the board.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Install into this folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge only; write nothing.")] = False,
+    results: Results = RESULTS,
+) -> None:
+    """Judge the best model by the gate, bundle it, install it."""
+    from harness.board.mlflow import Projection
+    from harness.promote import mimir
+    from harness.promote.bundle import write_bundle
+    from harness.promote.gate import candidate, judge
+    from harness.promote.provenance import content_of
+    from harness.terminal import gate_table
+
+    planned, store = _plan(suite, results)
+    folder = results / planned.suite.suite
+    if planned.suite.promote is None:
+        raise HarnessError(f"{suite} declares no promotion; add: promote: {{target: mimir}}")
+    target = to or (None if dry_run else mimir.default_folder())
+    lines = _lines(planned, store, Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json"))
+    chosen = candidate(planned, lines, exports=tuple(mimir.EXPORTS), row=model)
+    conditions = judge(planned.suite.gate, chosen=chosen, plan=planned, board=lines)
+    out.print(gate_table(chosen.row, conditions))
+    if not all(condition.met for condition in conditions):
+        raise GateRefusedError(f"the gate refuses {chosen.row}; the table says which condition it does not meet")
+    if dry_run or target is None:
+        return
+    bundle = write_bundle(content_of(chosen, planned, lines, store, suite=suite), folder=folder / "bundles")
+    installed = mimir.install(bundle, export_kind=chosen.export_kind, folder=target)
+    out.print(f"bundle:    {bundle} (and .zip)\ninstalled: {installed.path}", markup=False, highlight=False)
+    if installed.previous:
+        out.print(f"previous:  {installed.previous}", markup=False, highlight=False)
+
+
+def _plan(path: Path, results: Path) -> tuple[Plan, Store]:
+    from harness.engine.digests import Digests
+    from harness.engine.plan import plan as make_plan
+    from harness.engine.store import Store
+    from harness.suite.load import load
+
+    suite: Suite = load(path)
+    digests = Digests(results / "store" / "digests.json")
+    planned = make_plan(suite, digest=digests)
+    digests.save()
+    return planned, Store(results / "store")
+
+
+def _up_to(planned: Plan, only: str | None) -> list[Step]:
+    """All steps, or those of one stage with everything that they need."""
+    if only is None:
+        return list(planned.steps)
+    stages = list(dict.fromkeys(step.stage for step in planned.steps))
+    if only not in stages:
+        raise typer.BadParameter(f"unknown stage '{only}'; this suite has: {', '.join(stages)}", param_hint="--only")
+    wanted: set[str] = set()
+    pending = [step for step in planned.steps if step.stage == only]
+    while pending:
+        step = pending.pop()
+        if step.key not in wanted:
+            wanted.add(step.key)
+            pending += step.needs
+    return [step for step in planned.steps if step.key in wanted]
+
+
+def _lines(planned: Plan, store: Store, tracking: Any) -> list[dict[str, Any]]:
+    from harness.board.leaderboard import lines
+
+    return lines(planned, store, run_ids=tracking.runs)
+
+
+def _publish(planned: Plan, store: Store, folder: Path, tracking: Any, *, succeeded: bool) -> list[dict[str, Any]]:
+    """Project what is new into MLflow, then write the board's files."""
+    from harness.board.leaderboard import publish
+
+    keyed = [step for row in planned.rows for step in (row.scored, row.trained) if step]
+    found = {step.key: store.find(step.folder, key=step.key) for step in keyed}
+    artifacts = {key: artifact for key, artifact in found.items() if artifact}
+    board_lines = _lines(planned, store, tracking)
+    _tolerant(lambda: tracking.project(planned, board_lines, artifacts=artifacts))
+    board_lines = [{**line, "run_id": tracking.runs.get(_key(planned, line), "")} for line in board_lines]
+    publish(board_lines, planned, store, folder=folder)
+    _tolerant(lambda: tracking.close(attach=[folder / "leaderboard.csv"], succeeded=succeeded))
+    return board_lines
+
+
+def _key(planned: Plan, line: dict[str, Any]) -> str:
+    return next(row.scored.key for row in planned.rows if (row.row, row.heldout) == (line["row"], line["heldout"]))
+
+
+def _tolerant(call: Any) -> Any:
+    """A tracking server that is away costs its pages, never the results: `harness board --rebuild` brings them back."""
+    try:
+        return call()
+    except MissingError:
+        raise
+    except Exception as error:  # noqa: BLE001  # MLflow raises whatever its backend raises
+        err.print(f"MLflow: {type(error).__name__}: {error}", style="yellow", markup=False)
+        err.print("  the results are safe; later: harness board SUITE --rebuild", style="yellow", markup=False)
+        return None
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUTF8", "1")
+    main()

@@ -1,0 +1,31 @@
+"""Files that a reader sees whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def beside(path: Path) -> Path:
+    """A name in the same folder to write to before the rename."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with Unix line ends, published by one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = beside(path)
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.replace(path)
+
+
+def replace_copy(source: Path, target: Path) -> None:
+    """Copy a file, published by one rename."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = beside(target)
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)

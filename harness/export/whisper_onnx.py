@@ -1,0 +1,198 @@
+"""Whisper as fp32 ONNX with a key-value cache, in the layout that onnx-asr and transformers.js load.
+
+A folder with `encoder_model.onnx`, `decoder_model_merged.onnx` (each with a `.onnx_data` beside it where weights
+pass protobuf's 2 GB), the model's `config.json`, and the vocabulary as `vocab.json` and `added_tokens.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from harness.core.artifact import Resources
+from harness.errors import ExportError
+from harness.export.onnx_graph import OPSET
+from harness.suite.spec import ExportSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    from harness.core.artifact import Inputs, Work
+    from harness.export.whisper_graph import Shape
+
+VERSION = 1
+RESOURCES = Resources(whole_machine=True)
+
+ENCODER_FILE, DECODER_FILE = "encoder_model.onnx", "decoder_model_merged.onnx"
+REQUIRED = ("config.json", "tokenizer.json", "generation_config.json")
+COPIED = (
+    *REQUIRED,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+
+TOLERANCE = 0.01
+"""Of logits, which span about ±30. Rounding in float32 gives 1e-4 on base; a wrong graph gives more than 1."""
+NUM_CHECKED_STEPS = 8
+SEED = 17
+
+
+class Spec(ExportSpec):
+    """Float32 ONNX with a key-value cache."""
+
+    kind: Literal["whisper_onnx"] = "whisper_onnx"
+    accepts: ClassVar[tuple[str, ...]] = ("whisper",)
+
+    @property
+    def label(self) -> str:
+        return "onnx-fp32"
+
+
+def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
+    """Write `inputs["model"]`, a Hugging Face folder `model/`, as ONNX, and compare it with torch.
+
+    meta: opset, size_bytes, files, max_logit_difference, num_checked_steps.
+    Raises ExportError for a folder that is no Whisper, or an export whose logits differ from torch's.
+    """
+    del spec
+    source = inputs["model"][0].path / "model"
+    work.progress(0, 4, "loading the checkpoint")
+    model = _load(source)
+    work.progress(1, 4, "writing the graphs")
+    _write_graphs(model, work.path)
+    _write_vocabulary(source, work.path)
+    work.progress(2, 4, "running torch")
+    prompt, features = [_start(model.config)], _sample(model.config)
+    tokens, expected = _torch_logits(model, features, prompt)
+    del model  # A large model and its export need not be in memory at once.
+    work.progress(3, 4, "running ONNX")
+    difference = float(abs(_onnx_logits(work.path, features, tokens, len(prompt)) - expected).max())
+    # Not `difference > TOLERANCE`: that would let a NaN pass.
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"{source}: the ONNX export's logits differ from torch's by {difference:.3g}, the limit is {TOLERANCE}; "
+            "look for NaN or infinite weights in the checkpoint, and report it if there are none"
+        )
+    files = sorted(path.name for path in work.path.iterdir())
+    work.progress(4, 4, "done")
+    return {
+        "opset": OPSET,
+        "size_bytes": sum((work.path / name).stat().st_size for name in files),
+        "files": files,
+        "max_logit_difference": difference,
+        "num_checked_steps": NUM_CHECKED_STEPS,
+    }
+
+
+def _load(source: Path) -> WhisperForConditionalGeneration:
+    """The checkpoint in float32, whatever it was saved in."""
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+    missing = [name for name in REQUIRED if not (source / name).is_file()]
+    if missing:
+        raise ExportError(f"{source}: no {', '.join(missing)}; a Hugging Face folder of a Whisper model has them")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    for name, wanted in (("model_type", "whisper"), ("activation_function", "gelu")):
+        if config.get(name) != wanted:
+            raise ExportError(f"{source / 'config.json'}: {name} is {config.get(name)!r}, only {wanted!r} is exported")
+    model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    return model.eval()
+
+
+def _write_graphs(model: WhisperForConditionalGeneration, folder: Path) -> None:
+    from harness.export.whisper_graph import PROJECTION, write_decoder, write_encoder
+
+    parameters = model.state_dict()
+    if model.config.tie_word_embeddings:
+        parameters.pop(PROJECTION, None)  # The same tensor as the embeddings.
+    tensors = {name: tensor.numpy() for name, tensor in parameters.items()}
+    shape = _shape(model.config)
+    write_encoder(folder / ENCODER_FILE, tensors=tensors, shape=shape)
+    write_decoder(folder / DECODER_FILE, tensors=tensors, shape=shape)
+
+
+def _shape(config: WhisperConfig) -> Shape:
+    from dataclasses import fields
+
+    from harness.export.whisper_graph import Shape
+
+    return Shape(**{field.name: getattr(config, field.name) for field in fields(Shape)})
+
+
+def _write_vocabulary(source: Path, folder: Path) -> None:
+    """The files beside the graphs; `vocab.json` and `added_tokens.json` come out of `tokenizer.json`."""
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"] if token["content"] not in vocabulary}
+    for name, tokens in (("vocab.json", vocabulary), ("added_tokens.json", added)):
+        (folder / name).write_text(json.dumps(tokens, ensure_ascii=False), encoding="utf-8")
+
+
+def _start(config: WhisperConfig) -> int:
+    return int(config.decoder_start_token_id)
+
+
+def _sample(config: WhisperConfig) -> np.ndarray:
+    """Noise in the range of log-mel features, float32 [1, num_mel_bins, frames]."""
+    import numpy as np
+
+    shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
+    return np.random.default_rng(SEED).uniform(-1, 1, shape).astype(np.float32)
+
+
+def _torch_logits(
+    model: WhisperForConditionalGeneration, features: np.ndarray, prompt: list[int]
+) -> tuple[list[int], np.ndarray]:
+    """Torch's greedy tokens after `prompt`, and the logits that led to each: float32 [steps, vocab_size]."""
+    import torch
+
+    tokens, rows, past, encoded = list(prompt), [], None, None
+    with torch.inference_mode():
+        encoded = model.model.encoder(torch.from_numpy(features))
+        for _ in range(NUM_CHECKED_STEPS):
+            new = tokens if past is None else tokens[-1:]
+            output = model(
+                decoder_input_ids=torch.tensor([new]), encoder_outputs=encoded, past_key_values=past, use_cache=True
+            )
+            past = output.past_key_values
+            rows.append(output.logits[0, -1])
+            tokens.append(int(rows[-1].argmax()))
+    return tokens, torch.stack(rows).numpy()
+
+
+def _onnx_logits(folder: Path, features: np.ndarray, tokens: list[int], num_prompt: int) -> np.ndarray:
+    """The export's logits for torch's tokens, step by step through its cache: float32 [steps, vocab_size]."""
+    import numpy as np
+    import onnxruntime
+
+    def session(name: str) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
+
+    (encoded,) = session(ENCODER_FILE).run(["last_hidden_state"], {"input_features": features})
+    decoder = session(DECODER_FILE)
+    names = [item.name for item in decoder.get_outputs()]
+    past = {
+        item.name: np.zeros((0, item.shape[1], 0, item.shape[3]), np.float32)
+        for item in decoder.get_inputs()
+        if item.name.startswith("past_key_values.")
+    }
+    rows = []
+    for end in range(num_prompt, num_prompt + NUM_CHECKED_STEPS):
+        cached = end > num_prompt
+        ids = np.array([tokens[end - 1 : end] if cached else tokens[:end]], np.int64)
+        feed = {"input_ids": ids, "encoder_hidden_states": encoded, "use_cache_branch": np.array([cached]), **past}
+        outputs = dict(zip(names, decoder.run(names, feed), strict=True))
+        rows.append(outputs["logits"][0, -1])
+        fresh = {name: outputs[name.replace("past_key_values", "present")] for name in past}
+        past |= {name: present for name, present in fresh.items() if len(present)}
+    return np.stack(rows)

@@ -1,0 +1,45 @@
+"""What the work runs on, in words: the CPU and its cores, the GPU."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from harness.score.memory import nvidia_devices
+
+
+def physical_cores() -> int:
+    """Cores without hyper-threading, at most those that this process may use."""
+    import psutil
+
+    allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else 0
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    return min(cores, allowed or cores)
+
+
+def describe_cpu(threads: int) -> str:
+    """The CPU's model and the threads in use: "Apple M2 Pro, 8 threads"."""
+    return f"{_cpu_model()}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def describe_gpu() -> str:
+    """The first NVIDIA GPU's model: "NVIDIA GeForce RTX 4090"."""
+    devices = nvidia_devices()
+    if not devices:
+        return "NVIDIA GPU"
+    import pynvml
+
+    return str(pynvml.nvmlDeviceGetName(devices[0]))
+
+
+def _cpu_model() -> str:
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "Mac"
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
