@@ -34,7 +34,7 @@ def whisper_base() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_whisper(whisper_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Whisper of under a million parameters beside its embeddings, with the real tokenizer."""
+    """A random Whisper, shaped as OpenAI shapes them, of under a million parameters beside its embeddings, with the real tokenizer."""
     import torch
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
@@ -42,8 +42,8 @@ def tiny_whisper(whisper_base: Path, tmp_path_factory: pytest.TempPathFactory) -
     config = WhisperConfig.from_pretrained(whisper_base)
     config.d_model = 64
     config.encoder_layers = config.decoder_layers = 2
-    config.encoder_attention_heads = config.decoder_attention_heads = 2
-    config.encoder_ffn_dim = config.decoder_ffn_dim = 128
+    config.encoder_attention_heads = config.decoder_attention_heads = 1
+    config.encoder_ffn_dim = config.decoder_ffn_dim = 256
     model = WhisperForConditionalGeneration(config)
     model.generation_config = GenerationConfig.from_pretrained(whisper_base)
     folder = tmp_path_factory.mktemp("tiny-whisper")

@@ -22,7 +22,11 @@ class Digests:
         self._known: dict[str, tuple[int, int, str]] = {}
         if cache.is_file():
             try:
-                self._known = {name: tuple(entry) for name, entry in json.loads(cache.read_text("utf-8")).items()}
+                stored = json.loads(cache.read_text(encoding="utf-8"))
+                self._known = {
+                    str(name): (int(size), int(modified_ns), str(digest))
+                    for name, (size, modified_ns, digest) in stored.items()
+                }
             except (ValueError, TypeError, AttributeError):
                 self._known = {}  # a damaged cache costs time, nothing else
         self._changed = False

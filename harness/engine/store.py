@@ -74,6 +74,8 @@ class Store:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        if final.is_dir() and not (final / ARTIFACT_FILE).is_file():
+            shutil.rmtree(final)  # the rest of an artifact that somebody deleted in part
         _rename(out, final)
         shutil.rmtree(self.partial(folder), ignore_errors=True)
         return read_artifact(final)
@@ -87,7 +89,7 @@ def read_artifact(path: Path) -> Artifact:
             raise HarnessError(f"{path}: schema {record['schema']} is newer than {SCHEMA}; update harness")
         files = {name: entry["sha256"] for name, entry in record["files"].items()}
         return Artifact(record["key"], record["stage"], path, files, record["meta"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HarnessError(
             f"{path / ARTIFACT_FILE}: cannot be read ({error}); remove the folder and run again"
         ) from error

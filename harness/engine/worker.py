@@ -93,4 +93,8 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    sys.exit(main(Path(sys.argv[1])))
+    ended_with = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # What is published is done: a native library that crashes while the interpreter is torn down changes nothing.
+    os._exit(ended_with)

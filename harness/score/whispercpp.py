@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,12 +11,14 @@ from pydantic import Field
 
 from harness.core.artifact import Resources
 from harness.core.manifests import SAMPLE_RATE_HZ
-from harness.errors import ExportError
+from harness.errors import DataError, ExportError
+from harness.score.chunks import WINDOW_S, split
 from harness.score.processor import describe_cpu, physical_cores
 from harness.score.transcribe import transcribe_set
 from harness.suite.spec import RuntimeSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
@@ -23,8 +26,206 @@ if TYPE_CHECKING:
     from harness.core.artifact import Inputs, Work
 
 VERSION = 1
-RESOURCES = Resources(whole_machine=True)
+RESOURCES = Resources(whole_machine=True, gpu=True)
 
+GPU_BACKENDS = {"MTL": "Metal", "Metal": "Metal", "CUDA": "CUDA", "ROCm": "ROCm", "Vulkan": "Vulkan"}
+"""As whisper.cpp's system info names them, and as people do."""
 MODEL_FILE = "ggml-model.bin"
 MIN_S = 1.0
-"""Shorter recordings get silence at their end: whisper.cpp gives nothing for less than 0.1 s, older ones for 1 s."""
+"""Shorter recordings get silence at their end: whisper.cpp returns nothing for less than 0.1 s, and before
+version 1.8 for less than 1 s."""
+LOG_ERROR = 4
+"""ggml's number for it."""
+EMPTY = "no tensors loaded"
+"""What whisper.cpp only warns of, when a file ends before its tensors."""
+PINNED = {
+    "translate": False,
+    "detect_language": False,
+    "no_context": True,  # an utterance says nothing about the next one
+    "single_segment": False,
+    "suppress_blank": True,
+    "suppress_nst": False,
+    "temperature": 0.0,
+    "entropy_thold": 2.4,
+    "logprob_thold": -1.0,
+    "no_speech_thold": 0.6,
+    "max_initial_ts": 1.0,
+    "length_penalty": -1.0,
+    "max_tokens": 0,
+    "audio_ctx": 0,
+    "greedy": {"best_of": 1},
+}
+"""whisper.cpp's own defaults, but for `best_of`, written down: they differ between its API and its command line."""
+QUIET: dict[str, Any] = {
+    "print_progress": False,
+    "print_realtime": False,
+    "print_special": False,
+    "print_timestamps": False,
+}
+
+
+class Spec(RuntimeSpec):
+    """whisper.cpp through pywhispercpp."""
+
+    kind: Literal["whispercpp"] = "whispercpp"
+    accepts: ClassVar[tuple[str, ...]] = ("whisper_ggml",)
+
+    device: Literal["auto", "cpu"] = "auto"
+    """`auto` takes the GPU if whisper.cpp is built for one, as on a Mac."""
+    threads: int = Field(default=0, ge=0)
+    """0 stands for all physical cores."""
+    language: str = "ru"
+    beam_size: int = Field(default=1, ge=1, le=8)
+    """1 is greedy. 8 is whisper.cpp's limit."""
+    temperature_inc: float = Field(default=0.0, ge=0.0, le=1.0)
+    """How much hotter a window is decoded again that looks like a loop or has a low probability; 0 never does.
+    Above 0 a text depends on the utterances before it: whisper.cpp carries its random numbers on."""
+    timestamps: bool = False
+    """Decode timestamps. Then recordings over 30 s are cut by whisper.cpp, at the last timestamp of each window;
+    otherwise they are cut in a pause, which works for models that have forgotten timestamps, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recogniser:
+    """A model that whisper.cpp has loaded."""
+
+    model: Any
+    timestamps: bool
+
+    def transcribe(self, samples: np.ndarray, /) -> str:
+        import numpy as np
+
+        if not np.isfinite(samples).all():
+            raise DataError("the samples hold NaN or infinity, which whisper.cpp turns into exclamation marks")
+        pieces = [samples] if self.timestamps else split(samples)
+        texts = [self._transcribe(_padded(piece)) for piece in pieces]
+        return " ".join(text for text in texts if text)
+
+    def _transcribe(self, samples: np.ndarray) -> str:
+        with _errors() as errors:
+            segments = self.model.transcribe(samples)
+        # pywhispercpp drops whisper.cpp's return code, and an error would read as silence.
+        if errors:
+            raise DataError(f"whisper.cpp: {'; '.join(errors)}")
+        return " ".join(text for segment in segments if (text := segment.text.strip()))
+
+
+def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
+    """Transcribe `inputs["heldout"]` with `inputs["export"]`.
+
+    Raises ExportError for a file that whisper.cpp cannot load, or a language that it does not know.
+    """
+    export = inputs["export"][0]
+    path = export.path / MODEL_FILE
+    _check_size(path, expected=export.meta.get("size_bytes"))
+    threads = spec.threads or physical_cores()
+    gpu = gpu_backend() if spec.device == "auto" else None
+    parameters = decoding(spec)
+    return transcribe_set(
+        inputs["heldout"][0],
+        load=lambda: load(path, spec=spec, threads=threads),
+        work=work,
+        runtime=f"whisper.cpp of pywhispercpp {version('pywhispercpp')}",
+        device=f"{gpu} GPU" if gpu else describe_cpu(threads),
+        decoding={
+            "strategy": "greedy" if spec.beam_size == 1 else "beam_search",
+            **parameters,
+            "flash_attn": True,
+            "window_s": WINDOW_S,
+            "windows": "whisper.cpp" if spec.timestamps else "pauses",
+            "min_s": MIN_S,
+            "threads": threads,
+        },
+    )
+
+
+def decoding(spec: Spec) -> dict[str, Any]:
+    """Name every parameter of whisper.cpp that changes the text, none left to its defaults."""
+    parameters = {
+        **PINNED,
+        "language": spec.language,
+        "no_timestamps": not spec.timestamps,
+        "temperature_inc": spec.temperature_inc,
+    }
+    if spec.beam_size > 1:
+        parameters["beam_search"] = {"beam_size": spec.beam_size, "patience": -1.0}
+    return parameters
+
+
+def load(path: Path, *, spec: Spec, threads: int) -> Recogniser:
+    """Load a ggml file.
+
+    Raises ExportError if whisper.cpp cannot, or does not know the language.
+    """
+    import _pywhispercpp
+    from pywhispercpp.model import Model
+
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist; export the model again")
+    with _errors():
+        language = _pywhispercpp.whisper_lang_id(spec.language)
+    # Unknown languages would be taken for "detect it", without a word.
+    if language < 0:
+        raise ExportError(
+            f"runtime whispercpp: whisper.cpp does not know the language {spec.language!r}; "
+            "use Whisper's code of the language, such as 'ru'"
+        )
+    with _errors() as errors:
+        model: Any = Model(
+            str(path),
+            params_sampling_strategy=0 if spec.beam_size == 1 else 1,
+            context_params={"use_gpu": spec.device == "auto", "flash_attn": True},
+            n_threads=threads,
+            **decoding(spec),
+            **QUIET,
+        )
+    # pywhispercpp returns a model all the same, and its first use would crash the process.
+    if errors:
+        # It is empty inside, so there is nothing to free, and freeing it is not safe.
+        model._ctx = None  # noqa: SLF001
+        raise ExportError(f"{path}: whisper.cpp cannot load it: {'; '.join(errors)}; export the model again")
+    return Recogniser(model, spec.timestamps)
+
+
+def gpu_backend() -> str | None:
+    """Name the kind of GPU that whisper.cpp is built for, None for a build for the CPU alone."""
+    import _pywhispercpp
+
+    info = _pywhispercpp.whisper_print_system_info()
+    return next((name for mark, name in GPU_BACKENDS.items() if f"{mark} :" in info), None)
+
+
+def _check_size(path: Path, *, expected: int | None) -> None:
+    """Refuse a file that was cut off: whisper.cpp loads it, and leaves the end of the last tensor as it was."""
+    size = path.stat().st_size if path.is_file() else 0
+    if expected is not None and size != expected:
+        raise ExportError(f"{path}: {size} bytes, but the export wrote {expected}; export the model again")
+
+
+@contextmanager
+def _errors() -> Iterator[list[str]]:
+    """Collect what whisper.cpp and ggml log as errors, and keep the rest off standard error.
+
+    Only for as long as needed: a Python function that is still installed when the interpreter ends crashes it.
+    """
+    import _pywhispercpp
+
+    errors: list[str] = []
+
+    def log(level: int, message: str) -> None:
+        if level == LOG_ERROR or EMPTY in message:
+            errors.append(message.strip())
+
+    _pywhispercpp.whisper_log_set(log)
+    try:
+        yield errors
+    finally:
+        _pywhispercpp.whisper_log_set(None)
+
+
+def _padded(samples: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    missing = int(MIN_S * SAMPLE_RATE_HZ) - len(samples)
+    samples = np.pad(samples, (0, missing)) if missing > 0 else samples
+    return np.ascontiguousarray(samples, dtype=np.float32)

@@ -20,7 +20,7 @@ Place = tuple[str | int, ...]
 
 NULL = re.compile(r"~|null|Null|NULL|")
 BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
-INT = re.compile(r"[-+]?[0-9]+")
+INT = re.compile(r"[-+]?[0-9]{1,300}")  # longer ones are infinite, and refused as such
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 STRING_TAG = "tag:yaml.org,2002:str"
 
@@ -61,11 +61,14 @@ def read(path: Path) -> Document:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         document.faults.append((line, "YAML", " ".join(filter(None, [error.context, error.problem]))))
-    except yaml.YAMLError as error:
-        document.faults.append((1, "YAML", str(error)))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        document.faults.append((line, "YAML", f"the character U+{error.character:04X} may not stand in YAML"))
     else:
-        if root is not None:
-            document.data = _plain(root, (), document)
+        try:
+            document.data = None if root is None else _plain(root, (), document)
+        except RecursionError:
+            document.faults.append((1, "YAML", "an alias (*name) stands inside the very part that it repeats"))
     return document
 
 

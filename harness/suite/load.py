@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from harness.errors import Problem, SuiteError
-from harness.suite.document import Document, Place, dotted, read
-from harness.suite.kinds import KindOf, kinds
-from harness.suite.model import ModelSpec, trained_as
-from harness.suite.references import reference_faults
+from harness.suite.document import Document, dotted, read
+from harness.suite.kinds import kinds
+from harness.suite.model import combinations, variant_name
+from harness.suite.references import entries, mapping, reference_faults
 from harness.suite.schema import Suite
-from harness.suite.spec import Spec
+from harness.suite.wording import Fault, did_you_mean, fault, found, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pydantic_core import ErrorDetails
-
-Fault = tuple[Place, str]
-
-EXPECTED = {
-    "string_type": "a text",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-}
+    from harness.suite.document import Place
+    from harness.suite.spec import Spec
 
 
 def load(path: Path) -> Suite:
@@ -42,9 +28,8 @@ def load(path: Path) -> Suite:
     Raises SuiteError with every mistake that could be found.
     """
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [item.name for item in path.parent.glob("*.y*ml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise SuiteError(f"{path}: no such suite file{hint}")
+        known = [item.name for item in sorted(path.parent.glob("*.y*ml"))]
+        raise SuiteError(f"{path}: no such suite file{did_you_mean(path.name, known)}")
     document = read(path)
     problems = [Problem(document.file, line, where, message) for line, where, message in document.faults]
     suite, faults = _parse(document)
@@ -57,19 +42,21 @@ def load(path: Path) -> Suite:
 
 
 def _parse(document: Document) -> tuple[Suite | None, list[Fault]]:
-    if not isinstance(document.data, dict):
+    data = document.data
+    if not isinstance(data, dict):
         if document.faults:
             return None, []
-        return None, [((), f"expected a mapping that starts with `suite: NAME`, found {_found(document.data)}")]
+        return None, [((), f"expected a mapping that starts with `suite: NAME`, found {found(data)}")]
     faults: list[Fault] = []
     suite = None
     try:
-        suite = Suite.model_validate(_absolute(document.data, Path(document.file).parent))
+        suite = Suite.model_validate(_absolute(data, Path(document.file).parent))
     except ValidationError as error:
-        faults += [_fault(detail) for detail in error.errors(include_url=False)]
-    faults += reference_faults(document.data)
-    if suite is not None:
-        faults += [fault for name, model in suite.models.items() for fault in _variant_faults(name, model)]
+        faults += [fault(detail, root=Suite) for detail in error.errors(include_url=False)]
+    faults += reference_faults(data)
+    faults += [item for name, model in entries(data, "models") for item in _variant_faults(name, model)]
+    if suite is not None and not faults:
+        faults += [*_label_faults(suite), *_expansion_faults(suite)]
     return suite, faults
 
 
@@ -77,17 +64,14 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The data with `path` of datasets, and `base` of models where it is a folder, relative to the suite's folder."""
 
     def resolved(section: str, field: str, *, only_existing: bool) -> Any:
-        entries = data.get(section)
-        if not isinstance(entries, dict):
-            return entries
-        changed = dict(entries)
-        for name, entry in entries.items():
-            value = entry.get(field) if isinstance(entry, dict) else None
+        changed = {}
+        for name, entry in entries(data, section):
+            value = entry.get(field)
             if isinstance(value, str) and value:
-                path = (folder / Path(value).expanduser()).resolve()
+                path = (folder / _at_home(value)).resolve()
                 if path.is_dir() or not only_existing:
                     changed[name] = {**entry, field: str(path)}
-        return changed
+        return {**data[section], **changed} if changed else data[section]
 
     return {
         **data,
@@ -99,97 +83,65 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _variant_faults(name: str, model: ModelSpec) -> Iterator[Fault]:
-    """Each value of the grid and of each named variant, tried alone, so that the fault has its own line."""
-    known = list(type(model.train).model_fields)
-    for field, values in model.grid.items():
-        place: Place = ("models", name, "grid", field)
-        if field not in known:
-            yield place, _unknown("training field", field, known)
-            continue
-        for index, value in enumerate(values):
-            yield from _training_faults(model, {field: value}, (*place, index))
-    for variant, fields in model.variants.items():
-        place = ("models", name, "variants", variant)
-        unknown = [field for field in fields if field not in known]
-        yield from (((*place, field), _unknown("training field", field, known)) for field in unknown)
-        if not unknown:
-            yield from _training_faults(model, fields, place)
-
-
-def _training_faults(model: ModelSpec, changes: dict[str, Any], place: Place) -> Iterator[Fault]:
+def _at_home(text: str) -> Path:
     try:
-        trained_as(model, {}, changes)
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)  # `~name` of somebody unknown here is a name like any other
+
+
+def _variant_faults(name: str, model: dict[str, Any]) -> Iterator[Fault]:
+    """Each value of the grid and of each named variant, tried alone, so that the fault has its own line.
+
+    Works on plain data: other mistakes of the suite do not hide these.
+    """
+    if not isinstance(model.get("kind"), str) or model["kind"] not in kinds("model"):
+        return
+    training = kinds("model")[model["kind"]].Spec.model_fields["train"].annotation
+    known, declared = list(training.model_fields), mapping(model.get("train"))
+    already = _faults_of(training, declared)
+    grid: list[tuple[Place, str, Any]] = [
+        (("models", name, "grid", field, index), field, value)
+        for field, values in mapping(model.get("grid")).items()
+        for index, value in enumerate(values if isinstance(values, list) else [])
+    ]
+    named: list[tuple[Place, str, Any]] = [
+        (("models", name, "variants", variant, field), field, value)
+        for variant, fields in mapping(model.get("variants")).items()
+        for field, value in mapping(fields).items()
+    ]
+    for place, field, value in grid + named:
+        if field in known:
+            faults = _faults_of(training, {**declared, field: value})
+            yield from (((*place, *inner[1:]), message) for inner, message in faults if (inner, message) not in already)
+    fields = dict.fromkeys((place[:4] if place[2] == "grid" else place, field) for place, field, _ in grid + named)
+    yield from ((place, unknown("training field", field, known=known)) for place, field in fields if field not in known)
+
+
+def _faults_of(training: type[Spec], fields: dict[str, Any]) -> list[Fault]:
+    try:
+        training.model_validate(fields)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            inner = tuple(part for part in detail["loc"] if part not in changes or len(changes) > 1)
-            yield (*place, *inner), _message(detail, ())
+        return [fault(detail, root=training) for detail in error.errors(include_url=False)]
+    return []
 
 
-def _fault(detail: ErrorDetails) -> Fault:
-    return detail["loc"], _message(detail, detail["loc"])
+def _expansion_faults(suite: Suite) -> Iterator[Fault]:
+    """Variants whose fields are right one by one, but not together."""
+    for name, model in suite.models.items():
+        declared = model.train.model_dump(exclude_unset=True)
+        for fields in [*combinations(model.grid), *model.variants.values()]:
+            for _, message in _faults_of(type(model.train), {**declared, **fields}):
+                yield ("models", name), f"{variant_name(fields)}: {message}"
 
 
-def _message(detail: ErrorDetails, place: Place) -> str:
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        return _unknown("key", str(place[-1]), sorted(_keys_at(place[:-1])))
-    if kind == "missing":
-        return "this key is required"
-    if kind == "union_tag_invalid":
-        return _unknown("kind", str(context["tag"]), [tag.strip("' ") for tag in context["expected_tags"].split(",")])
-    if kind == "union_tag_not_found":
-        return "the key `kind` is required"
-    if kind in EXPECTED:
-        return f"expected {EXPECTED[kind]}, found {_found(detail['input'])}"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"expected {message}, found {_found(detail['input'])}" if kind != "value_error" else message
-
-
-def _unknown(what: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"unknown {what} '{name}'{hint} (known: {', '.join(known)})"
-
-
-def _found(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    names = {bool: "true/false", int: "whole number", float: "number", str: "text", list: "list", dict: "mapping"}
-    shown = str(value).lower() if isinstance(value, bool) else repr(value)
-    return f"{shown if len(shown) <= 40 else shown[:37] + '…'} ({names.get(type(value), type(value).__name__)})"
-
-
-def _keys_at(place: Place) -> set[str]:
-    """The keys that a mapping at `place` may have, found by walking the types of the suite."""
-    at: Any = Suite
-    for part in place:
-        at = _step(at, part)
-    if isinstance(at, type) and issubclass(at, Spec):
-        return {field.alias or name for name, field in at.model_fields.items()}
-    return set()
-
-
-def _step(at: Any, part: str | int) -> Any:
-    if isinstance(at, type) and issubclass(at, Spec):
-        for name, field in at.model_fields.items():
-            if part == (field.alias or name):
-                kind_of = next((item for item in field.metadata if isinstance(item, KindOf)), None)
-                return kind_of or field.annotation
-        return None
-    if isinstance(at, KindOf):
-        return kinds(at.what)[str(part)].Spec if part in kinds(at.what) else at
-    arguments = get_args(at)
-    if get_origin(at) is dict:
-        return _unwrapped(arguments[1])
-    if get_origin(at) is list:
-        return _unwrapped(arguments[0])
-    return next((_step(argument, part) for argument in arguments if isinstance(argument, type)), None)
-
-
-def _unwrapped(annotation: Any) -> Any:
-    """`Annotated[X, KindOf(…)]` → the KindOf, `Annotated[X, …]` → X."""
-    extras = getattr(annotation, "__metadata__", ())
-    return next(
-        (item for item in extras if isinstance(item, KindOf)), get_args(annotation)[0] if extras else annotation
-    )
+def _label_faults(suite: Suite) -> Iterator[Fault]:
+    """Exports of one model, and runtimes, that the board could not tell apart."""
+    lists: list[tuple[Place, list[str]]] = [
+        (("models", name, "export"), [export.label for export in model.export]) for name, model in suite.models.items()
+    ]
+    lists.append((("score", "runtimes"), [runtime.label for runtime in suite.score.runtimes]))
+    for place, labels in lists:
+        for index, label in enumerate(labels):
+            if label in labels[:index]:
+                yield (*place, index), f"'{label}' is already in this list; the board could not tell the two apart"

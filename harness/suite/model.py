@@ -9,10 +9,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from harness.suite.kinds import KindOf
-from harness.suite.spec import ExportSpec, Spec
+from harness.suite.spec import ExportSpec, Name, Seed, Spec
 
 ZERO_SHOT = "zero-shot"
 """The variant that nobody trained: the base model as it is."""
+
+TUNED = "tuned"
+"""The one variant of a model without a grid and without named variants."""
 
 SHORT = {"learning_rate": "lr", "warmup_steps": "warmup", "batch_size": "batch", "max_steps": "steps"}
 """Field → its short form in a variant's name; other fields stand in full."""
@@ -21,7 +24,7 @@ SHORT = {"learning_rate": "lr", "warmup_steps": "warmup", "batch_size": "batch",
 class TrainingSpec(Spec):
     """How one variant is trained; the step's spec."""
 
-    seed: int = Field(default=17, description="Of the data order and dropout; the suite's seed unless given here.")
+    seed: Seed = Field(default=17, description="Of the data order and dropout; the suite's seed unless given here.")
 
 
 class ModelSpec(Spec):
@@ -35,7 +38,7 @@ class ModelSpec(Spec):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default={}, description="Training field → values; every combination is a variant."
     )
-    variants: dict[str, dict[str, Any]] = Field(
+    variants: dict[Name, dict[str, Any]] = Field(
         default={}, description="Name → training fields that differ; variants beside the grid."
     )
     export: list[Annotated[ExportSpec, KindOf("export")]] = Field(min_length=1)
@@ -53,18 +56,17 @@ class Variant:
 def expand(model: ModelSpec, *, seed: int) -> list[Variant]:
     """All variants of a model: zero-shot, then the grid in its written order, then the named ones.
 
-    Without a grid and without named variants, `train` itself is the one variant, called `tuned`.
+    Without a grid and without named variants, `train` itself is the one variant, TUNED.
     """
-    changes = {name: dict(fields) for name, fields in model.variants.items()}
-    if model.grid:
-        combinations = [
-            dict(zip(model.grid, values, strict=True)) for values in itertools.product(*model.grid.values())
-        ]
-        changes = {variant_name(fields): fields for fields in combinations} | changes
-    elif not changes:
-        changes = {"tuned": {}}
-    tuned = [Variant(name, trained_as(model, {"seed": seed}, fields)) for name, fields in changes.items()]
+    changes = [(variant_name(fields), fields) for fields in combinations(model.grid)]
+    changes += model.variants.items()
+    tuned = [Variant(name, trained_as(model, {"seed": seed}, fields)) for name, fields in changes or [(TUNED, {})]]
     return [Variant(ZERO_SHOT, None), *tuned] if model.zero_shot else tuned
+
+
+def combinations(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """The cartesian product of a grid, in its written order; none of an empty grid."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
 
 
 def trained_as(model: ModelSpec, defaults: dict[str, Any], changes: dict[str, Any]) -> TrainingSpec:
@@ -82,7 +84,7 @@ def variant_name(fields: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         mantissa, _, exponent = f"{value:.6e}".partition("e")
-        if not -3 <= int(exponent) < 6:
+        if not -2 <= int(exponent) < 6:
             return f"{float(mantissa):g}e{int(exponent)}"
         return f"{value:g}"
     return str(value)

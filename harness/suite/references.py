@@ -5,46 +5,74 @@ Works on the plain data, so that it still speaks when the suite has other mistak
 
 from __future__ import annotations
 
-import difflib
+import math
 from typing import TYPE_CHECKING, Any
 
 from harness.suite.kinds import kinds
+from harness.suite.model import TUNED, ZERO_SHOT, combinations, variant_name
+from harness.suite.wording import Fault, did_you_mean, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from harness.suite.document import Place
 
-Fault = tuple["Place", str]
+SPLITS = ("train", "dev", "test")
+"""What a dataset's `split` rule divides into."""
+MAX_COMBINATIONS = 1000
 
 
 def reference_faults(data: dict[str, Any]) -> list[Fault]:
     """All faults between the parts of a suite; parts of a wrong type are passed over."""
-    return [*_dataset_faults(data), *_export_faults(data), *_role_faults(data)]
+    return [
+        *_dataset_faults(data),
+        *_export_faults(data),
+        *_role_faults(data),
+        *_variant_faults(data),
+        *_gate_faults(data),
+    ]
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """`value` if it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def entries(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The named entries of a section that are mappings, as they should be."""
+    return ((name, entry) for name, entry in mapping(data.get(section)).items() if isinstance(entry, dict))
 
 
 def _dataset_faults(data: dict[str, Any]) -> Iterator[Fault]:
-    declared = list(_mapping(data.get("datasets")))
+    datasets = data.get("datasets")
+    if not isinstance(datasets, dict):
+        return
     used = set()
     for place, source in _sources(data):
         name, slash, split = source.partition("/")
         used.add(name)
-        if name not in declared:
-            near = difflib.get_close_matches(name, declared, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            yield place, f"dataset '{name}' is not declared{hint} (declared: {', '.join(declared) or 'none'})"
+        if name not in datasets:
+            declared = f"declared: {', '.join(datasets) or 'none'}"
+            yield place, f"dataset '{name}' is not declared{did_you_mean(name, datasets)} ({declared})"
         elif not slash or not split:
             yield place, f"'{source}' names a dataset without its split; write '{name}/train', '{name}/dev' or the like"
-    for name in declared:
-        if name not in used:
-            yield ("datasets", name), f"nothing uses dataset '{name}'; refer to it under train or heldout, or remove it"
+        elif mapping(datasets[name]).get("split") and split not in SPLITS:
+            yield place, unknown("split", split, known=SPLITS)
+    # Where a section is missing or misspelled, that is the mistake to mend.
+    if all(isinstance(data.get(section), dict) for section in ("train", "heldout")):
+        for name in datasets:
+            if name not in used:
+                yield (
+                    ("datasets", name),
+                    f"nothing uses dataset '{name}'; refer to it under train or heldout, or remove it",
+                )
 
 
 def _sources(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     sections: list[tuple[Place, Any]] = [(("train",), data.get("train"))]
-    sections += [(("heldout", name), entry) for name, entry in _mapping(data.get("heldout")).items()]
+    sections += [(("heldout", name), entry) for name, entry in entries(data, "heldout")]
     for place, section in sections:
-        sources = _mapping(section).get("from")
+        sources = mapping(section).get("from")
         if isinstance(sources, str):
             yield (*place, "from"), sources
         for index, source in enumerate(sources if isinstance(sources, list) else []):
@@ -53,47 +81,111 @@ def _sources(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:
 
 
 def _export_faults(data: dict[str, Any]) -> Iterator[Fault]:
-    """Every export suits its model and has a runtime; every runtime has an export; rows have names of their own."""
-    runtimes = _kinds_in(_mapping(data.get("score")).get("runtimes"), "runtime")
-    served = {export for kind in runtimes.values() for export in kinds("runtime")[kind].Spec.accepts}
-    used = set()
-    for name, model in _mapping(data.get("models")).items():
-        family = _mapping(model).get("kind")
-        exports = _kinds_in(_mapping(model).get("export"), "export")
-        for index, kind in exports.items():
-            place: Place = ("models", name, "export", index)
-            used.add(kind)
-            fitting = kinds("export")[kind].Spec.accepts
-            if family in kinds("model") and family not in fitting:
-                yield place, f"export '{kind}' takes {' or '.join(fitting)}, but '{name}' is {family}"
-            if runtimes and kind not in served:
-                able = [runtime for runtime, module in kinds("runtime").items() if kind in module.Spec.accepts]
-                yield (
-                    place,
-                    f"no runtime of score.runtimes can run '{kind}'; add one of: {', '.join(able) or 'none known'}",
-                )
-    for index, kind in runtimes.items():
-        accepts = kinds("runtime")[kind].Spec.accepts
-        if used and not used & set(accepts):
-            yield ("score", "runtimes", index), f"no model exports what '{kind}' runs ({', '.join(accepts)})"
+    """Every export suits its model and has a runtime; every runtime has an export."""
+    runtimes = _kinds_in(mapping(data.get("score")).get("runtimes"))
+    accepted = {index: _accepted("runtime", kind) for index, kind in runtimes.items()}
+    exports = {(name, index): kind for name, model in entries(data, "models") for index, kind in _exports_of(model)}
+    # A kind that is not known may be the very one that fits: its own mistake comes first.
+    for (name, index), kind in exports.items():
+        place: Place = ("models", name, "export", index)
+        fitting, family = _accepted("export", kind), data["models"][name].get("kind")
+        if fitting is not None and family in list(kinds("model")) and family not in fitting:
+            yield place, f"export '{kind}' takes {' or '.join(fitting)}, but '{name}' is {family}"
+        if fitting is None or None in accepted.values() or not accepted:
+            continue
+        if all(kind not in (takes or ()) for takes in accepted.values()):
+            able = [runtime for runtime in kinds("runtime") if kind in (_accepted("runtime", runtime) or ())]
+            message = f"no runtime of score.runtimes runs '{kind}'"
+            yield (
+                place,
+                f"{message}; add one of: {', '.join(able)}" if able else f"{message}, and none is known that does",
+            )
+    if not exports or any(_accepted("export", kind) is None for kind in exports.values()):
+        return
+    for index, takes in accepted.items():
+        if takes is not None and not set(takes) & set(exports.values()):
+            yield ("score", "runtimes", index), f"no model exports what '{runtimes[index]}' runs ({', '.join(takes)})"
 
 
-def _kinds_in(entries: Any, what: str) -> dict[int, str]:
-    """Index → kind, for the entries that are given as `NAME` or `{kind: NAME}` and known."""
+def _exports_of(model: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    yield from _kinds_in(model.get("export")).items()
+
+
+def _kinds_in(items: Any) -> dict[int, str]:
+    """Index → kind, as it is written, for entries that are given as `NAME` or `{kind: NAME}`."""
     named = {
-        index: entry if isinstance(entry, str) else _mapping(entry).get("kind")
-        for index, entry in enumerate(entries if isinstance(entries, list) else [])
+        index: item if isinstance(item, str) else mapping(item).get("kind")
+        for index, item in enumerate(items if isinstance(items, list) else [])
     }
-    return {index: kind for index, kind in named.items() if kind in kinds(what)}
+    return {index: kind for index, kind in named.items() if isinstance(kind, str)}
+
+
+def _accepted(what: str, kind: str) -> tuple[str, ...] | None:
+    """What a kind of export or runtime takes; None for a kind that is not known."""
+    return kinds(what)[kind].Spec.accepts if kind in kinds(what) else None
 
 
 def _role_faults(data: dict[str, Any]) -> Iterator[Fault]:
-    heldout = _mapping(data.get("heldout"))
-    roles = [_mapping(entry).get("role") for entry in heldout.values()]
+    heldout = mapping(data.get("heldout"))
+    roles = [mapping(entry).get("role") for entry in heldout.values()]
     for role, purpose in (("dev", "variants are chosen on it"), ("test", "the verdict is given on it")):
-        if heldout and role not in roles:
+        # A role that is missing or misspelled may be this one.
+        if heldout and role not in roles and all(known in ("dev", "test") for known in roles):
             yield ("heldout",), f"no set has `role: {role}`; declare one: {purpose}"
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _variant_faults(data: dict[str, Any]) -> Iterator[Fault]:
+    """Two variants of one name would be one row of the board."""
+    for name, model in entries(data, "models"):
+        if _grid_size(model) > MAX_COMBINATIONS:
+            limit = f"over the limit of {MAX_COMBINATIONS:,}; give some fields one value"
+            yield ("models", name, "grid"), f"{_grid_size(model):,} combinations, {limit}"
+            continue
+        seen: dict[str, Place] = {}
+        for place, variant in _variants(name, model):
+            first = seen.setdefault(variant.lower(), place)  # some file systems do not tell case
+            if first is place:
+                continue
+            if first == place:
+                yield place, f"two combinations make the variant '{variant}'; the values of a field must differ"
+            else:
+                yield place, f"'{variant}' is also the name that {OTHERS[str(first[2])]} has; choose another"
+
+
+OTHERS = {"zero_shot": "the untrained model", "grid": "a combination of the grid", "variants": "another variant"}
+
+
+def _grid_size(model: dict[str, Any]) -> int:
+    return math.prod(len(values) for values in mapping(model.get("grid")).values() if isinstance(values, list))
+
+
+def _variants(name: str, model: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    """Where each variant of a model is declared, and its name."""
+    grid = {field: values for field, values in mapping(model.get("grid")).items() if isinstance(values, list)}
+    named = mapping(model.get("variants"))
+    if model.get("zero_shot", True):
+        yield ("models", name, "zero_shot"), ZERO_SHOT
+    for fields in combinations(grid):
+        yield ("models", name, "grid"), variant_name(fields)
+    for variant in named:
+        yield ("models", name, "variants", variant), variant
+    if not grid and not named:
+        yield ("models", name, "train"), TUNED
+
+
+def _gate_faults(data: dict[str, Any]) -> Iterator[Fault]:
+    """The gate compares with a variant of the same model."""
+    gate = data.get("gate", {})
+    wanted = gate.get("better_than", ZERO_SHOT) if isinstance(gate, dict) else None
+    if not isinstance(wanted, str) or not ("gate" in data or "promote" in data):
+        return
+    for name, model in entries(data, "models"):
+        if _grid_size(model) > MAX_COMBINATIONS:
+            continue
+        names = [variant for _, variant in _variants(name, model)]
+        if wanted not in names:
+            hint = did_you_mean(wanted, names)
+            yield (
+                ("gate", "better_than"),
+                f"model '{name}' has no variant '{wanted}'{hint} (it has: {', '.join(names)})",
+            )

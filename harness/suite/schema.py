@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from harness.suite.kinds import KindOf
-from harness.suite.model import ModelSpec
-from harness.suite.spec import DatasetSpec, RuntimeSpec, Spec
+from harness.suite.model import ZERO_SHOT, ModelSpec
+from harness.suite.spec import DatasetSpec, Name, RuntimeSpec, Seed, Spec
 
 Metric = Literal["wer", "cer", "rtf", "latency", "memory", "size"]
 Sources = Annotated[
@@ -18,9 +18,6 @@ Sources = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 """One `dataset/split` or a list of them."""
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""Fit for a file name on every system."""
 
 
 class Train(Spec):
@@ -54,7 +51,7 @@ class Limit(Spec):
 class Gate(Spec):
     """What a model must fulfil, on every test set, to be promoted."""
 
-    better_than: str = Field(default="zero-shot", description="A variant of the same model and export.")
+    better_than: str = Field(default=ZERO_SHOT, description="A variant of the same model and export.")
     by_wer: float = Field(default=0.0, ge=0, lt=1, description="Smallest gain in WER, as a fraction.")
     rtf: Limit | None = None
     latency_p95_ms: Limit | None = None
@@ -73,7 +70,7 @@ class Suite(Spec):
     """One decision: which exported model to ship."""
 
     suite: Name
-    seed: int = Field(default=17, description="Of splits, data order and resampling.")
+    seed: Seed = Field(default=17, description="Of splits, data order and resampling.")
     datasets: dict[Name, Annotated[DatasetSpec, KindOf("dataset")]] = Field(min_length=1)
     train: Train
     heldout: dict[Name, Heldout] = Field(min_length=1)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+"""Fit for a file name on every system."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""As wide as every random generator takes it."""
 
 
 class Spec(BaseModel):
@@ -17,7 +25,7 @@ class Spec(BaseModel):
     Every field counts for the identity, and so for the key of the step, unless `not_identity` says why not.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     not_identity: ClassVar[Mapping[str, str]] = {}
     """Field → the reason why two specs that differ in it give the same artifact."""

@@ -199,38 +199,36 @@ def to_hugging_face(folder: Path, *, target: Path) -> None:
 def _save_settings(
     tensors: Tensors, weights: Weights, *, notes: dict[str, Any], tokenizer_file: Path, target: Path
 ) -> None:
-    from transformers import (
-        GenerationConfig,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperProcessor,
-        WhisperTokenizerFast,
-    )
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+    from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizerFast
 
     end = "<|endoftext|>"
     tokenizer = WhisperTokenizerFast(
         tokenizer_file=str(tokenizer_file), bos_token=end, eos_token=end, unk_token=end, pad_token=end
     )
-
-    def token(text: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(text))
-
     shared = {
-        "bos_token_id": token(end),
-        "eos_token_id": token(end),
-        "pad_token_id": token(end),
-        "decoder_start_token_id": token("<|startoftranscript|>"),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id),
+        "decoder_start_token_id": tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
         "suppress_tokens": notes["suppress_ids"],
         "begin_suppress_tokens": notes["suppress_ids_begin"],
     }
-    vocab_size, width = weights["model.decoder.embed_tokens.weight"].shape
+    _save_config(tensors, weights, shared=shared, target=target)
+    max_length = len(weights["model.decoder.embed_positions.weight"])
+    _save_generation_config(
+        tokenizer, shared={**shared, "alignment_heads": notes["alignment_heads"]}, max_length=max_length, target=target
+    )
     num_mels = weights["model.encoder.conv1.weight"].shape[1]
+    WhisperProcessor(WhisperFeatureExtractor(feature_size=num_mels), tokenizer).save_pretrained(target)
+
+
+def _save_config(tensors: Tensors, weights: Weights, *, shared: dict[str, Any], target: Path) -> None:
+    from transformers import WhisperConfig
+
+    vocab_size, width = weights["model.decoder.embed_tokens.weight"].shape
     WhisperConfig(
         architectures=["WhisperForConditionalGeneration"],
         dtype="float32",
         vocab_size=vocab_size,
-        num_mel_bins=num_mels,
+        num_mel_bins=weights["model.encoder.conv1.weight"].shape[1],
         d_model=width,
         encoder_layers=num_layers(tensors, side="encoder"),
         decoder_layers=num_layers(tensors, side="decoder"),
@@ -242,17 +240,22 @@ def _save_settings(
         max_target_positions=len(weights["model.decoder.embed_positions.weight"]),
         **shared,
     ).save_pretrained(target)
+
+
+def _save_generation_config(tokenizer: Any, *, shared: dict[str, Any], max_length: int, target: Path) -> None:
+    from transformers import GenerationConfig
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    token = tokenizer.convert_tokens_to_ids
     languages = {f"<|{code}|>": token(f"<|{code}|>") for code in LANGUAGES}
     GenerationConfig(
-        max_length=len(weights["model.decoder.embed_positions.weight"]),
+        max_length=max_length,
         is_multilingual=True,
         no_timestamps_token_id=token("<|notimestamps|>"),
         max_initial_timestamp_index=50,
         prev_sot_token_id=token("<|startofprev|>"),
         # Cantonese came with large-v3; older vocabularies give the unknown token for it.
-        lang_to_id={text: index for text, index in languages.items() if index != token(end)},
+        lang_to_id={text: index for text, index in languages.items() if index != tokenizer.unk_token_id},
         task_to_id={"transcribe": token("<|transcribe|>"), "translate": token("<|translate|>")},
-        alignment_heads=notes["alignment_heads"],
         **shared,
     ).save_pretrained(target)
-    WhisperProcessor(WhisperFeatureExtractor(feature_size=num_mels), tokenizer).save_pretrained(target)

@@ -1,0 +1,258 @@
+"""The main job on real clips with a tiny random Whisper: unbroken, killed in every stage, interrupted, repeated."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jiwer
+import psutil
+import pytest
+
+from tests.conftest import AELITA
+
+ROOT = Path(__file__).parent.parent
+DEADLINE_S = 240
+MEASURED = (
+    "wer",
+    "wer_lo",
+    "wer_hi",
+    "cer",
+    "num_utterances",
+    "num_failed",
+    "audio_s",
+    "tied_with_best",
+    "rank",
+    "row",
+)
+"""Columns that the same models must give again; times and memory differ from run to run."""
+
+SUITE = """
+suite: tiny
+datasets:
+  clips:
+    kind: manifest
+    path: clips/manifest.jsonl
+    split: {dev: 0.2, test: 0.2}
+train: {from: clips/train}
+heldout:
+  dev: {from: clips/dev, role: dev}
+  test: {from: clips/test, role: test}
+models:
+  tiny:
+    kind: whisper
+    base: %BASE%
+    train: {batch_size: 2, max_steps: 6, eval_steps: 2, precision: fp32, packing: {window_s: 29.5, singles: 0.5}}
+    grid: {learning_rate: [1e-3], warmup_steps: [2]}
+    export: [whisper_onnx, whisper_ggml]
+score: {runtimes: [onnx, whispercpp]}
+promote: {target: mimir}
+"""
+
+
+@pytest.fixture(scope="module")
+def suite(tiny_whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen short clips of the shipped recordings and a suite over them."""
+    folder = tmp_path_factory.mktemp("suite")
+    rows = [json.loads(line) for line in (AELITA / "manifest.jsonl").read_text("utf-8").splitlines()]
+    rows = sorted(rows, key=lambda row: row["duration"])[:14]
+    (folder / "clips" / "clips").mkdir(parents=True)
+    for row in rows:
+        shutil.copyfile(AELITA / row["audio_filepath"], folder / "clips" / row["audio_filepath"])
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "clips" / "manifest.jsonl").write_text(lines, encoding="utf-8")
+    path = folder / "tiny.yaml"
+    path.write_text(SUITE.replace("%BASE%", json.dumps(str(tiny_whisper))), encoding="utf-8")
+    return path
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "harness", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
+
+
+def harness(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def finished(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken run."""
+    cwd = tmp_path_factory.mktemp("unbroken")
+    result = harness("run", str(suite), cwd=cwd)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return cwd
+
+
+def board_of(cwd: Path) -> list[dict[str, str]]:
+    with (cwd / "results" / "tiny" / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def comparable(cwd: Path) -> list[tuple[str, ...]]:
+    return sorted(tuple(line[name] for name in ("heldout", *MEASURED)) for line in board_of(cwd))
+
+
+def model_hashes(cwd: Path) -> dict[str, str]:
+    """Name of each trained or exported artifact → sha256 of its weights, from its record."""
+    records = [json.loads(path.read_text("utf-8")) for path in (cwd / "results" / "store").glob("*/artifact.json")]
+    return {
+        f"{record['name']} {name}": entry["sha256"]
+        for record in records
+        if record["stage"] in ("train", "export")
+        for name, entry in record["files"].items()
+        if name.endswith((".safetensors", ".onnx", ".bin"))
+    }
+
+
+def test_board_has_a_row_for_every_variant_export_and_heldout_set(finished: Path) -> None:
+    lines = board_of(finished)
+    wanted = {
+        (f"tiny_{variant}_{export}", heldout)
+        for variant in ("zero-shot", "lr1e-3-warmup2")
+        for export in ("onnx-fp32", "ggml-f16")
+        for heldout in ("dev", "test")
+    }
+    assert {(line["row"], line["heldout"]) for line in lines} == wanted
+    assert all(line["run_id"] for line in lines)
+    assert all(line["peak_vram_mib"] == "" for line in lines if "NVIDIA" not in line["device"])
+    assert all(float(line["rtf"]) > 0 and float(line["peak_ram_mib"]) > 0 for line in lines)
+
+
+def test_board_is_what_jiwer_computes_from_the_published_hypotheses(finished: Path) -> None:
+    for line in board_of(finished):
+        path = finished / "results" / "tiny" / "hypotheses" / f"{line['row']}__{line['heldout']}.jsonl"
+        rows = [json.loads(text) for text in path.read_text("utf-8").splitlines()]
+        references, hypotheses = ([row[name] for row in rows] for name in ("reference_norm", "hypothesis_norm"))
+        assert float(line["wer"]) == pytest.approx(jiwer.wer(references, hypotheses), abs=1e-12)
+        assert float(line["cer"]) == pytest.approx(jiwer.cer(references, hypotheses), abs=1e-12)
+        assert int(line["num_utterances"]) == len(rows) > 0
+
+
+def test_a_second_run_recomputes_nothing(finished: Path, suite: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in (finished / "results" / "store").iterdir()}
+    result = harness("run", str(suite), cwd=finished)
+    assert result.returncode == 0
+    assert "start" not in result.stdout
+    after = {path.name: path.stat().st_mtime_ns for path in (finished / "results" / "store").iterdir()}
+    assert after == before
+
+
+def test_training_curves_are_in_mlflow_under_the_parent_run(finished: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{(finished / 'mlruns' / 'mlflow.db').as_posix()}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (variant,) = [run for run in runs if run.data.tags.get("stage") == "train"]
+    steps = [metric.step for metric in client.get_metric_history(variant.info.run_id, "dev_wer")]
+    assert steps == [2, 4, 6]
+    assert variant.data.params["learning_rate"] == "0.001"
+    assert variant.info.status == "FINISHED"
+    parents = {run.data.tags["mlflow.parentRunId"] for run in runs if "mlflow.parentRunId" in run.data.tags}
+    assert len(parents) == 1
+    assert len(runs) == 1 + 1 + 8
+
+
+def test_plan_shows_everything_cached(finished: Path, suite: Path) -> None:
+    result = harness("plan", str(suite), cwd=finished)
+    assert "0 to do" in result.stdout
+
+
+def test_the_gate_refuses_with_a_table_and_writes_nothing(finished: Path, suite: Path, tmp_path: Path) -> None:
+    strict = suite.with_name("strict.yaml")
+    strict.write_text(suite.read_text("utf-8") + "gate: {size_mib: {max: 0.5}}\n", encoding="utf-8")
+    result = harness("promote", str(strict), "--to", str(tmp_path / "models"), cwd=finished)
+    assert result.returncode == 4
+    assert "size_mib" in result.stdout
+    assert "not met" in result.stdout
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_model_is_not_better_than_itself(finished: Path, suite: Path, tmp_path: Path) -> None:
+    result = harness("promote", str(suite), "--model", "tiny_zero-shot_ggml-f16", "--to", str(tmp_path), cwd=finished)
+    assert result.returncode == 4
+    assert "WER gain over zero-shot" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def partial(stage: str) -> Callable[[Path], bool]:
+    return lambda cwd: any((cwd / "results" / "store" / ".partial").glob(f"{stage}-*/job.json"))
+
+
+def checkpoint(cwd: Path) -> bool:
+    pattern = "train-*/scratch/checkpoints/checkpoint-2/trainer_state.json"
+    return any((cwd / "results" / "store" / ".partial").glob(pattern))
+
+
+def kill_when(reached: Callable[[Path], bool], *, suite: Path, cwd: Path) -> None:
+    """Run, SIGKILL the run once `reached`, and see that its workers end too."""
+    process = start("run", str(suite), cwd=cwd)
+    deadline = time.monotonic() + DEADLINE_S
+    while not reached(cwd):
+        assert process.poll() is None, "the run ended before it could be killed: " + "".join(process.communicate())
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
+def test_killed_in_every_stage_ends_with_the_same_leaderboard_and_models(
+    finished: Path, suite: Path, tmp_path: Path
+) -> None:
+    for stage in ("prepare", "select"):
+        kill_when(partial(stage), suite=suite, cwd=tmp_path)
+    kill_when(checkpoint, suite=suite, cwd=tmp_path)
+    for stage in ("export", "transcribe", "score"):
+        kill_when(partial(stage), suite=suite, cwd=tmp_path)
+    result = harness("run", str(suite), cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert comparable(tmp_path) == comparable(finished)
+    assert model_hashes(tmp_path) == model_hashes(finished)
+    assert not list((tmp_path / "results" / "store" / ".partial").glob("*/out"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(suite: Path, tmp_path: Path) -> None:
+    process = start("run", str(suite), "--only", "base", cwd=tmp_path)
+    while not partial("prepare")(tmp_path) and not partial("base")(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "go on with: harness run" in err
+    assert "Traceback" not in err
+
+
+def test_a_failing_step_names_its_log_and_the_others_go_on(suite: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "suite"
+    shutil.copytree(suite.parent, broken)
+    victim = next((broken / "clips" / "clips").iterdir())
+    victim.write_bytes(victim.read_bytes()[:100])
+    result = harness("run", str(broken / "tiny.yaml"), "--only", "train", cwd=tmp_path)
+    assert result.returncode == 1
+    assert victim.stem in result.stderr
+    assert "log: " in result.stderr
+    log = Path(result.stderr.split("log: ")[1].splitlines()[0])
+    assert victim.stem in (tmp_path / log).read_text("utf-8")
+    assert "done    base" in result.stdout
+    assert "skipped train" in result.stdout
+    assert "Traceback" not in result.stderr
