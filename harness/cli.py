@@ -8,13 +8,12 @@ import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from harness.errors import GateRefusedError, HarnessError, MissingError
+from harness.errors import GateRefusedError, HarnessError, MissingError, SuiteError
 
 if TYPE_CHECKING:
     from harness.engine.local import Outcome
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from harness.engine.store import Store
     from harness.suite.schema import Suite
 
+MAX_MESSAGE = 200
+TOLD: set[str] = set()
+"""What MLflow had to complain about; each complaint is shown once."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, by the shell's convention."""
 
@@ -33,7 +35,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-out = Console(soft_wrap=True)
+WIDE = 200
+"""Letters in a line of a file or a pipe, where nothing wraps."""
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 err = Console(stderr=True, soft_wrap=True)
 
 SuitePath = Annotated[Path, typer.Argument(metavar="SUITE", help="The suite's YAML file.")]
@@ -57,7 +61,10 @@ def main() -> None:
     try:
         app()
     except HarnessError as error:
-        err.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        first, _, rest = str(error).partition("\n")
+        err.print(f"error: {first}", style="bold red", markup=False, highlight=False)
+        if rest:
+            err.print(rest, markup=False, highlight=False)
         sys.exit(error.exit_code)
 
 
@@ -68,9 +75,11 @@ def check(suite: SuitePath) -> None:
     from harness.suite.model import expand
 
     loaded = load(suite)
-    variants = {name: len(expand(model, seed=loaded.seed)) for name, model in loaded.models.items()}
-    counts = ", ".join(f"{name}: {count} variants" for name, count in variants.items())
-    out.print(f"{suite} is sound ({counts})", markup=False, highlight=False)
+    counts = [
+        f"{name}: {len(expand(model, seed=loaded.seed))} variants x {len(model.export)} exports"
+        for name, model in loaded.models.items()
+    ]
+    out.print(f"{suite} is sound ({'; '.join(counts)})", markup=False, highlight=False)
 
 
 @app.command()
@@ -83,7 +92,7 @@ def schema() -> None:
 
 @app.command("list")
 def list_kinds() -> None:
-    """List the known kinds of dataset, model, export, runtime and metric."""
+    """List the kinds that a suite may name."""
     from typing import get_args
 
     from harness.suite.kinds import FOLDERS, kinds
@@ -100,19 +109,17 @@ def list_kinds() -> None:
 def plan(suite: SuitePath, results: Results = RESULTS) -> None:
     """Dry run: every step, cached or to do."""
     from harness.engine.store import wall_s
+    from harness.terminal import plan_table
 
     planned, store = _plan(suite, results)
-    table = Table("stage", "step", "state", "took", title=f"{planned.suite.suite}: {len(planned.steps)} steps")
-    table.columns[3].justify = "right"
-    todo = 0
-    for step in planned.steps:
-        found = store.find(step.folder, key=step.key)
-        todo += found is None
-        took = wall_s(found.path) if found else None
-        state = "[dim]cached[/dim]" if found else "[bold]to do[/bold]"
-        table.add_row(step.stage, step.name.removeprefix(f"{step.stage} "), state, f"{took:.1f} s" if took else "")
-    out.print(table)
-    out.print(f"{todo} to do, {len(planned.steps) - todo} cached, {len(planned.rows)} rows on the board")
+    found = {step.key: store.find(step.folder, key=step.key) for step in planned.steps}
+    took_s = {key: wall_s(artifact.path) for key, artifact in found.items() if artifact}
+    out.print(plan_table(planned, took_s))
+    rows = len({row.row for row in planned.rows})
+    out.print(
+        f"{len(planned.steps) - len(took_s)} to do, {len(took_s)} cached; "
+        f"{rows} models on the board, on {len(planned.suite.heldout)} held-out sets"
+    )
 
 
 @app.command()
@@ -145,6 +152,7 @@ def run(
                 steps, store=store, logs=folder / "logs", listener=watch, jobs=jobs, environment=environment
             )
     except KeyboardInterrupt:
+        _tolerant(lambda: tracking.close(attach=[], status="KILLED"))
         err.print(f"\nStopped. Finished steps are kept; go on with: harness run {suite}", markup=False)
         sys.exit(INTERRUPTED)
     failed = [(step, outcomes[step.key]) for step in steps if outcomes[step.key].state == "failed"]
@@ -159,7 +167,7 @@ def run(
 
 @app.command()
 def board(
-    suite: SuitePath,
+    suite: Annotated[Path | None, typer.Argument(metavar="SUITE", help="Without it: the newest board.")] = None,
     form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.table,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Write everything into MLflow anew.")] = False,
     results: Results = RESULTS,
@@ -169,14 +177,19 @@ def board(
     from harness.board.mlflow import Projection
     from harness.terminal import leaderboard
 
-    planned, store = _plan(suite, results)
-    folder = results / planned.suite.suite
-    tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json", rebuild=rebuild)
-    lines = _publish(planned, store, folder, tracking, succeeded=True) if rebuild else _lines(planned, store, tracking)
-    if not lines:
-        raise HarnessError(f"no row of {suite} is scored yet; run it first: harness run {suite}")
+    if suite is None:
+        lines = _newest_board(results, rebuild=rebuild)
+    else:
+        planned, store = _plan(suite, results)
+        folder = results / planned.suite.suite
+        tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json", rebuild=rebuild)
+        lines = _lines(planned, store, tracking)
+        if not lines:
+            raise HarnessError(f"no row of {suite} is scored yet; run it first: harness run {suite}")
+        if rebuild:
+            lines = _publish(planned, store, folder, tracking, succeeded=True)
     if form is Form.table:
-        for table in leaderboard(lines):
+        for table in leaderboard(lines, width=out.width):
             out.print(table)
     else:
         sys.stdout.write(render(lines, form=form.value))
@@ -185,9 +198,17 @@ def board(
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on loopback.")] = 5000) -> None:
     """Open MLflow's web pages on the project's store, on loopback only."""
+    from importlib.util import find_spec
+
     from harness.board.mlflow import default_uri
 
+    if find_spec("mlflow") is None:
+        raise MissingError("MLflow is not installed; run: pip install '.[train]'")
     uri = default_uri(Path("mlruns"))
+    if uri.startswith("http"):
+        out.print(f"MLFLOW_TRACKING_URI names a server, which has pages of its own: {uri}", markup=False)
+        return
+    Path("mlruns").mkdir(exist_ok=True)
     out.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)", markup=False, highlight=False)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     try:
@@ -219,7 +240,7 @@ def promote(
     planned, store = _plan(suite, results)
     folder = results / planned.suite.suite
     if planned.suite.promote is None:
-        raise HarnessError(f"{suite} declares no promotion; add: promote: {{target: mimir}}")
+        raise SuiteError(f"{suite} declares no promotion; add: promote: {{target: mimir}}")
     target = to or (None if dry_run else mimir.default_folder())
     lines = _lines(planned, store, Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json"))
     chosen = candidate(planned, lines, exports=tuple(mimir.EXPORTS), row=model)
@@ -234,6 +255,18 @@ def promote(
     out.print(f"bundle:    {bundle} (and .zip)\ninstalled: {installed.path}", markup=False, highlight=False)
     if installed.previous:
         out.print(f"previous:  {installed.previous}", markup=False, highlight=False)
+
+
+def _newest_board(results: Path, *, rebuild: bool) -> list[dict[str, Any]]:
+    from harness.board.leaderboard import read_csv
+
+    boards = sorted(results.glob("*/leaderboard.csv"), key=lambda path: path.stat().st_mtime)
+    if rebuild:
+        raise SuiteError("--rebuild needs the suite: harness board SUITE --rebuild")
+    if not boards:
+        raise HarnessError(f"no suite has a board in {results} yet; run one first: harness run suites/quickstart.yaml")
+    err.print(boards[-1].as_posix(), style="dim", markup=False, highlight=False)
+    return read_csv(boards[-1])
 
 
 def _plan(path: Path, results: Path) -> tuple[Plan, Store]:
@@ -283,7 +316,8 @@ def _publish(planned: Plan, store: Store, folder: Path, tracking: Any, *, succee
     _tolerant(lambda: tracking.project(planned, board_lines, artifacts=artifacts))
     board_lines = [{**line, "run_id": tracking.runs.get(_key(planned, line), "")} for line in board_lines]
     publish(board_lines, planned, store, folder=folder)
-    _tolerant(lambda: tracking.close(attach=[folder / "leaderboard.csv"], succeeded=succeeded))
+    status: Literal["FINISHED", "FAILED"] = "FINISHED" if succeeded else "FAILED"
+    _tolerant(lambda: tracking.close(attach=[folder / "leaderboard.csv"], status=status))
     return board_lines
 
 
@@ -298,8 +332,11 @@ def _tolerant(call: Any) -> Any:
     except MissingError:
         raise
     except Exception as error:  # noqa: BLE001  # MLflow raises whatever its backend raises
-        err.print(f"MLflow: {type(error).__name__}: {error}", style="yellow", markup=False)
-        err.print("  the results are safe; later: harness board SUITE --rebuild", style="yellow", markup=False)
+        message = f"MLflow: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if message not in TOLD:
+            TOLD.add(message)
+            err.print(f"{message[:MAX_MESSAGE]}", style="yellow", markup=False, highlight=False)
+            err.print("  the results are safe; later: harness board SUITE --rebuild", style="yellow", markup=False)
         return None
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from harness.suite.model import ZERO_SHOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -19,11 +23,13 @@ if TYPE_CHECKING:
 
     from harness.board.leaderboard import Line
     from harness.engine.local import Outcome
-    from harness.engine.plan import Step
+    from harness.engine.plan import Plan, Step
     from harness.promote.gate import Condition
 
 STYLE = {"done": "green", "cached": "dim", "failed": "bold red", "skipped": "yellow", "stopped": "yellow"}
 NOTE_EVERY_S = 30.0
+GAP = 2
+"""Spaces between columns."""
 
 
 class Watch:
@@ -92,72 +98,134 @@ class Watch:
         self.console.print(f"[{self.ended:>3}/{self.total}] {text}", style=style, markup=False, highlight=False)
 
 
-def summary(steps: Sequence[Step], outcomes: dict[str, Outcome]) -> Table:
-    """Stage by stage, how many steps ended how; every step that did not succeed on a line of its own."""
-    table = Table(title="What happened", title_justify="left")
-    for name in ("stage", "cached", "done", "failed", "skipped", "seconds"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for stage in dict.fromkeys(step.stage for step in steps):
-        ends = [outcomes[step.key] for step in steps if step.stage == stage and step.key in outcomes]
-        counts = [
-            str(sum(end.state == state for end in ends) or "") for state in ("cached", "done", "failed", "skipped")
-        ]
-        wall_s = sum(end.wall_s for end in ends)
-        table.add_row(stage, *counts, f"{wall_s:.1f}" if wall_s else "")
+def plan_table(planned: Plan, took_s: Mapping[str, float | None]) -> Table:
+    """Every step, cached or to do. took_s: key of a cached step → seconds that it took, where they are known."""
+    table = _table(f"{planned.suite.suite}: {len(planned.steps)} steps", "stage", "step", "state", right=("took",))
+    previous = ""
+    for step in planned.steps:
+        took = took_s.get(step.key)
+        state = Text("cached", style="dim") if step.key in took_s else Text("to do", style="bold")
+        name = step.name.removeprefix(f"{step.stage} ")
+        table.add_row(step.stage if step.stage != previous else "", name, state, _seconds(took))
+        previous = step.stage
     return table
 
 
-def leaderboard(lines: Sequence[Line]) -> list[Table]:
-    """One table per held-out set, best first; a dot marks what cannot be told apart from the best."""
+def summary(steps: Sequence[Step], outcomes: dict[str, Outcome]) -> Table:
+    """Stage by stage, how many steps ended how."""
+    states = [state for state in STYLE if any(end.state == state for end in outcomes.values())]
+    table = _table("What happened", "stage", right=(*states, "took"))
+    for stage in dict.fromkeys(step.stage for step in steps):
+        ends = [outcomes[step.key] for step in steps if step.stage == stage and step.key in outcomes]
+        counts = [sum(end.state == state for end in ends) for state in states]
+        cells = [
+            Text(str(count), style=STYLE[state]) if count else "" for state, count in zip(states, counts, strict=True)
+        ]
+        table.add_row(stage, *cells, _seconds(sum(end.wall_s for end in ends) or None))
+    return table
+
+
+def leaderboard(lines: Sequence[Line], *, width: int) -> list[Table]:
+    """One table per held-out set, best first; a dot marks what cannot be told apart from the best.
+
+    width: letters that fit; columns that say less make room for the others.
+    """
     tables = []
     for heldout in dict.fromkeys(line["heldout"] for line in lines):
         group = [line for line in lines if line["heldout"] == heldout]
-        first = group[0]
-        size = f"{first['num_utterances']} utterances, {first['audio_s'] / 60:.1f} min"
-        table = Table(
-            title=f"{heldout} ({first['split_role']}): {size}",
-            title_justify="left",
-            caption=f"95 % intervals in brackets · = tied with the best (difference can be chance) · {first['device']}",
-            caption_justify="left",
-        )
-        names = ("#", "row", "WER", "CER", "RTF", "p50 ms", "p95 ms", "RAM MiB", "VRAM MiB", "size MiB", "failed")
-        for name in names:
-            table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
-        for line in group:
-            table.add_row(
-                f"{line['rank']}{' ·' if line['tied_with_best'] else '  '}",
-                line["row"],
-                _interval(line, "wer"),
-                _interval(line, "cer"),
-                _number(line["rtf"], 3),
-                *(_number(line[name], 0) for name in NUMBERS),
-                style="dim" if line["variant"] == "zero-shot" else "",
-            )
+        cells = [_cells(line) for line in group]
+        names = [name for name in cells[0] if any(row[name] for row in cells)]
+        hidden = []
+        for name in FIRST_TO_GO:
+            if name in names and _width(names, cells) > width:
+                names.remove(name)
+                hidden.append(name)
+        table = _table(_title(group), *names[:2], right=names[2:])
+        table.columns[1].overflow = "fold"
+        table.caption = _caption(group, hidden=hidden)
+        for line, row in zip(group, cells, strict=True):
+            table.add_row(*(row[name] for name in names), style="dim" if line["variant"] == ZERO_SHOT else "")
         tables.append(table)
     return tables
 
 
-NUMBERS = ("latency_p50_ms", "latency_p95_ms", "peak_ram_mib", "peak_vram_mib", "size_mib", "num_failed")
+FIRST_TO_GO = ("load s", "RAM MiB", "p50 ms", "VRAM MiB", "p95 ms", "CER 95 %", "size MiB", "RTF", "WER 95 %")
+
+
+def _cells(line: Line) -> dict[str, str]:
+    return {
+        "#": f"{line['rank']}{' ·' if line['tied_with_best'] else '  '}",
+        "row": line["row"],
+        "WER": _number(line["wer"], 3),
+        "WER 95 %": _interval(line, "wer"),
+        "CER": _number(line["cer"], 3),
+        "CER 95 %": _interval(line, "cer"),
+        "RTF": _number(line["rtf"], 3),
+        "p50 ms": _number(line["latency_p50_ms"], 0),
+        "p95 ms": _number(line["latency_p95_ms"], 0),
+        "load s": _number(line["load_s"], 1),
+        "RAM MiB": _number(line["peak_ram_mib"], 0),
+        "VRAM MiB": _number(line["peak_vram_mib"], 0),
+        "size MiB": _number(line["size_mib"], 1),
+        "failed": str(line["num_failed"]) if line["num_failed"] else "",
+    }
+
+
+def _width(names: Sequence[str], cells: Sequence[dict[str, str]]) -> int:
+    return sum(max(len(name), *(len(row[name]) for row in cells)) + GAP for name in names) - 1
+
+
+def _title(group: Sequence[Line]) -> str:
+    line = group[0]
+    size = f"{line['num_utterances']} utterances, {line['audio_s'] / 60:.1f} min"
+    return f"{line['heldout']} ({line['split_role']} set): {size}"
+
+
+def _caption(group: Sequence[Line], *, hidden: Sequence[str]) -> str:
+    parts = ["· the difference to the best can be chance"] if any(line["tied_with_best"] for line in group[1:]) else []
+    parts.append("measured on " + "; ".join(dict.fromkeys(str(line["device"]) for line in group if line["device"])))
+    if hidden:
+        parts.append(f"not shown here: {', '.join(hidden)} (--format csv has them)")
+    return "\n".join(parts)
 
 
 def _interval(line: Line, name: str) -> str:
-    value, low, high = line[name], line[f"{name}_lo"], line[f"{name}_hi"]
-    if value is None:
-        return ""
-    return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    low, high = line[f"{name}_lo"], line[f"{name}_hi"]
+    return "" if low is None else f"{low:.3f} - {high:.3f}"
 
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f} s" if value < 60 else f"{value // 60:.0f} min {value % 60:02.0f} s"
+
+
 def gate_table(row: str, conditions: Sequence[Condition]) -> Table:
     """Every condition with its value, its limit and the verdict."""
-    table = Table(title=f"Gate: {row}", title_justify="left")
-    for name in ("condition", "held-out", "value", "limit", "verdict"):
-        table.add_column(name, justify="right" if name in ("value", "limit") else "left")
+    table = _table(f"Gate: {row}", "condition", "held-out", right=("value", "limit"))
+    table.add_column("verdict")
     for item in conditions:
         value = "not measured" if item.value is None else f"{item.value:.4g}"
-        verdict = "[green]met[/green]" if item.met else "[bold red]not met[/bold red]"
+        verdict = Text("met", style="green") if item.met else Text("not met", style="bold red")
         table.add_row(item.what, item.heldout, value, item.limit, verdict)
+    return table
+
+
+def _table(title: str, *left: str, right: Sequence[str] = ()) -> Table:
+    """The look of all tables; nothing in a title or a heading is markup."""
+    table = Table(
+        title=Text(f"\n{title}", style="bold"),
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, GAP - 1, 0, 0),
+    )
+    for name in (*left, *right):
+        table.add_column(Text(name), justify="right" if name in right else "left", no_wrap=True)
     return table

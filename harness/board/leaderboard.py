@@ -70,9 +70,11 @@ def _line(row: Row, meta: Any, *, rank: int, tied: bool | None, run_id: str) -> 
 
 def _tied(scores: list[Artifact], plan: Plan) -> list[bool | None]:
     """Whether each row's difference in WER to the first one can be chance: its paired 95 % interval holds zero."""
+    if any(score.meta["wer"] is None or score.meta["num_utterances"] < SMALLEST_TEST for score in scores):
+        return [None] * len(scores)
     counts = [_counts(score) for score in scores]
-    if not counts or len(counts[0][0]) < SMALLEST_TEST:
-        return [None] * len(counts)
+    if not counts:
+        return []
     best_errors, references = counts[0]
     tied: list[bool | None] = []
     for errors, _ in counts:
@@ -135,7 +137,9 @@ MARKDOWN = {
     "latency_p50_ms": "p50 ms",
     "latency_p95_ms": "p95 ms",
     "peak_ram_mib": "RAM MiB",
+    "peak_vram_mib": "VRAM MiB",
     "size_mib": "size MiB",
+    "num_failed": "failed",
 }
 
 
@@ -151,8 +155,10 @@ def read_csv(path: Path) -> list[Line]:
     """A published board; empty cells are None."""
     import pandas as pd
 
-    frame = pd.read_csv(path)
+    # Only an empty cell is empty: a variant may be called "NA", and a run's name may look like a number.
+    words = dict.fromkeys(("row", "family", "variant", "export", "runtime", "heldout", "device", "run_id"), str)
+    frame = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""], float_precision="round_trip")
     return [
         {str(name): None if pd.isna(value) else value for name, value in record.items()}
-        for record in frame.to_dict("records")
+        for record in frame.astype(object).to_dict("records")
     ]

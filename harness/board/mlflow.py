@@ -7,8 +7,12 @@ run per row of the board.
 from __future__ import annotations
 
 import json
+import logging
 import os
-from typing import TYPE_CHECKING, Any
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness import __version__
 from harness.core.files import replace_text
@@ -17,8 +21,6 @@ from harness.errors import MissingError
 from harness.train.curves import curve_metrics
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from harness.board.leaderboard import Line
     from harness.core.artifact import Artifact
     from harness.engine.plan import Plan, Row, Step
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 METRICS_PER_CALL = 500
 """MLflow takes at most 1,000 metrics at once."""
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""For a server, unless the user says otherwise: MLflow's own defaults wait for minutes, at every call."""
 
 
 def default_uri(folder: Path) -> str:
@@ -47,17 +55,22 @@ class Projection:
         self.parent = ""
         self._client: Any = None
         self._experiment = ""
-        if record.is_file() and not rebuild:
-            stored = json.loads(record.read_text(encoding="utf-8"))
-            self.runs = stored["runs"] if stored["uri"] == self.uri else {}
+        self._training: set[str] = set()
+        self._refusal: Exception | None = None
+        self._replaced: dict[str, str] = {}
+        """Runs that a rebuild puts others in the place of."""
+        known = _read_record(record, uri=self.uri)
+        self.runs, self._replaced = ({}, known) if rebuild else (known, {})
 
     def training_environment(self, step: Step) -> dict[str, str]:
         """Where the process of a train step logs its curves; a resumed training goes on in its old run."""
         run_id = self.runs.get(step.key) or self._variant(step)
         self._open().update_run(run_id, status="RUNNING")
+        self._training.add(step.key)
         return {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_RUN_ID": run_id}
 
     def training_ended(self, step: Step, *, succeeded: bool) -> None:
+        self._training.discard(step.key)
         if step.key in self.runs:
             self._open().set_terminated(self.runs[step.key], "FINISHED" if succeeded else "FAILED")
 
@@ -75,30 +88,48 @@ class Projection:
             if row.scored.key in artifacts and row.scored.key not in self.runs:
                 self._row(row, lines[row.row, row.heldout], artifacts[row.scored.key])
 
-    def close(self, *, attach: list[Path], succeeded: bool) -> None:
-        """End the parent run, if one was begun, with the board's files attached."""
+    def close(self, *, attach: list[Path], status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """End the parent run, if one was begun, with the board's files attached, and trainings that were cut off."""
+        for key in self._training:
+            self._open().set_terminated(self.runs[key], "KILLED")
         if self.parent:
             for path in attach:
                 self._open().log_artifact(self.parent, str(path))
-            self._open().set_terminated(self.parent, "FINISHED" if succeeded else "FAILED")
+            self._open().set_terminated(self.parent, status)
 
     def _open(self) -> Any:
+        if self._refusal:
+            raise self._refusal  # a server that is away is not asked, and waited for, at every step
         if self._client is None:
             try:
-                from mlflow import MlflowClient
-            except ImportError as error:
-                raise MissingError("MLflow is not installed; run: pip install '.[train]'") from error
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            known = self._client.get_experiment_by_name(self.suite)
-            if known is None:
-                # A server keeps artifacts where it was told to; the local store's lie beside its database.
-                place = (self.folder / "artifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
-                self._experiment = self._client.create_experiment(self.suite, artifact_location=place)
-            else:
-                self._experiment = known.experiment_id
-            self.parent = self._run(f"run of {self.suite}", parent="", tags={"harness": __version__})
+                self._client, self._experiment = self._connect()
+                self.parent = self._run(f"run of {self.suite}", parent="", tags={"harness": __version__})
+            except Exception as error:
+                self._refusal, self._client = error, None
+                raise
         return self._client
+
+    def _connect(self) -> tuple[Any, str]:
+        """A client, and the suite's experiment."""
+        if not self.uri.startswith("sqlite:"):
+            for name, value in PATIENCE.items():
+                os.environ.setdefault(name, value)
+        try:
+            from mlflow import MlflowClient
+        except ImportError as error:
+            raise MissingError("MLflow is not installed; run: pip install '.[train]'") from error
+        # It tells how it makes its tables.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        known = client.get_experiment_by_name(self.suite)
+        if known is None:
+            # A server keeps artifacts where it was told to; the local store's lie beside its database.
+            place = (self.folder / "artifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
+            return client, str(client.create_experiment(self.suite, artifact_location=place))
+        if known.lifecycle_stage == "deleted":
+            client.restore_experiment(known.experiment_id)
+        return client, str(known.experiment_id)
 
     def _run(self, name: str, *, parent: str, tags: dict[str, str]) -> str:
         tags = {**tags, **({PARENT_TAG: parent} if parent else {})}
@@ -129,9 +160,10 @@ class Projection:
         numbers = {name: value for name, value in line.items() if isinstance(value, int | float | bool)}
         words = {name: value for name, value in line.items() if isinstance(value, str) and name != "run_id"}
         decoding = _flat(artifact.meta.get("decoding") or {})
+        now_ms = int(time.time() * 1000)
         client.log_batch(
             run_id,
-            metrics=[Metric(name, float(value), 0, 0) for name, value in numbers.items()],
+            metrics=[Metric(name, float(value), now_ms, 0) for name, value in numbers.items()],
             params=[Param(f"decoding.{name}", str(value)) for name, value in decoding.items()],
             tags=[RunTag(name, value) for name, value in words.items()],
         )
@@ -140,8 +172,26 @@ class Projection:
         self._remember(row.scored.key, run_id)
 
     def _remember(self, key: str, run_id: str) -> None:
+        from mlflow.exceptions import MlflowException
+
         self.runs[key] = run_id
-        replace_text(self.record, json.dumps({"uri": self.uri, "runs": self.runs}, indent=1))
+        old = self._replaced.pop(key, "")
+        replace_text(self.record, json.dumps({"uri": self.uri, "runs": self._replaced | self.runs}, indent=1))
+        if old:
+            with suppress(MlflowException):  # somebody has deleted it already
+                self._client.delete_run(old)
+
+
+def _read_record(path: Path, *, uri: str) -> dict[str, str]:
+    """The runs that were written to `uri` before; none where the record is damaged or the local store is gone."""
+    database = uri.removeprefix("sqlite:///")
+    if not path.is_file() or (database != uri and not Path(database).is_file()):
+        return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return dict(stored["runs"]) if stored["uri"] == uri else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -96,6 +96,7 @@ def _zip(folder: Path) -> None:
         for path in sorted(item for item in folder.rglob("*") if item.is_file()):
             info = zipfile.ZipInfo(f"{folder.name}/{path.relative_to(folder).as_posix()}", EPOCH)
             info.external_attr = 0o644 << 16
+            info.create_system = 3  # Unix, on every system: the same bytes
             with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
                 shutil.copyfileobj(source, target)
     temporary.replace(final)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from harness.engine.plan import Plan, Row
     from harness.suite.schema import Gate
 
+ROUNDING = 1e-12
+"""0.105 - 0.1 is a little less than 0.005."""
 LIMITS = ("rtf", "latency_p95_ms", "peak_ram_mib", "peak_vram_mib", "size_mib")
 
 
@@ -29,7 +32,7 @@ class Condition:
 
 
 def candidate(plan: Plan, board: list[Line], *, exports: tuple[str, ...], row: str | None) -> Row:
-    """The row to promote: the one asked for, or the best fine-tuned one by WER on dev.
+    """The row to promote: the one asked for, or the best fine-tuned one by its mean WER over the dev sets.
 
     exports: the kinds of export that the target can run.
     """
@@ -43,12 +46,17 @@ def candidate(plan: Plan, board: list[Line], *, exports: tuple[str, ...], row: s
             raise SuiteError(f"row '{row}' does not exist or does not fit the target; rows that fit: {names}")
         return named[0]
     by_name = {item.row: item for item in fitting if item.variant != ZERO_SHOT}
-    on_dev = [line for line in board if line["split_role"] == "dev" and line["row"] in by_name]
-    scored = [line for line in on_dev if line["wer"] is not None]
+    num_dev = len({item.heldout for item in plan.rows if item.split_role == "dev"})
+    on_dev = {
+        name: [
+            line for line in board if line["row"] == name and line["split_role"] == "dev" and line["wer"] is not None
+        ]
+        for name in by_name
+    }
+    scored = {name: lines for name, lines in on_dev.items() if len(lines) == num_dev}
     if not scored:
         raise HarnessError("no fine-tuned row has a WER on dev yet; run the suite first: harness run SUITE")
-    best = min(scored, key=lambda line: (line["wer"], line["cer"] if line["cer"] is not None else 1.0, line["row"]))
-    return by_name[best["row"]]
+    return by_name[min(scored, key=lambda name: (_mean(scored[name], "wer"), _mean(scored[name], "cer"), name))]
 
 
 def judge(gate: Gate, *, chosen: Row, plan: Plan, board: list[Line]) -> list[Condition]:
@@ -59,7 +67,7 @@ def judge(gate: Gate, *, chosen: Row, plan: Plan, board: list[Line]) -> list[Con
         line, before = (_line(board, name, heldout) for name in (chosen.row, baseline.row))
         gain = None if None in (line["wer"], before["wer"]) else before["wer"] - line["wer"]
         asked = f"≥ {gate.by_wer:g}" if gate.by_wer else "> 0"
-        met = gain is not None and gain > 0 and gain >= gate.by_wer
+        met = gain is not None and gain > 0 and gain >= gate.by_wer - ROUNDING
         conditions.append(Condition(f"WER gain over {gate.better_than}", heldout, gain, asked, met))
         conditions.append(Condition("num_failed", heldout, line["num_failed"], "= 0", line["num_failed"] == 0))
         for name in LIMITS:
@@ -79,6 +87,12 @@ def _baseline(gate: Gate, chosen: Row, plan: Plan) -> Row:
             return item
     variants = ", ".join(dict.fromkeys(item.variant for item in plan.rows if item.model == chosen.model))
     raise SuiteError(f"gate.better_than: '{chosen.model}' has no variant '{gate.better_than}'; it has: {variants}")
+
+
+def _mean(lines: list[Line], name: str) -> float:
+    """The last place for what was not measured."""
+    values = [line[name] for line in lines]
+    return math.inf if None in values else math.fsum(values) / len(values)
 
 
 def _line(board: list[Line], row: str, heldout: str) -> Line:

@@ -69,7 +69,7 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     Leaves `model/` (the best checkpoint by dev WER), `curves.jsonl` and TensorBoard files.
     """
     import transformers
-    from transformers import Seq2SeqTrainer, WhisperProcessor
+    from transformers import WhisperProcessor
 
     from harness.train.examples import Renderer, evaluation_table, read_clips, training_table, windows_per_epoch
 
@@ -83,7 +83,7 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     per_epoch = windows_per_epoch(train_clips, packing=spec.packing)
     max_steps = spec.max_steps or math.ceil(spec.epochs * per_epoch / per_step)
     model = _model(base, spec)
-    trainer = Seq2SeqTrainer(
+    trainer = _trainer_class()(
         model=model,
         args=_arguments(spec, work, max_steps=max_steps, longest=max(map(len, dev_clips.table["tokens"]))),
         train_dataset=training_table(
@@ -104,6 +104,30 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
         "num_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "precision": _precision(spec.precision),
     }
+
+
+def _trainer_class() -> Any:
+    from transformers import Seq2SeqTrainer
+
+    class Trainer(Seq2SeqTrainer):  # type: ignore[misc]  # untyped
+        """Evaluates on a CPU in float32, as the exported files will run.
+
+        Under autocast every generated token casts all weights anew: slower, and with other words here and there.
+        """
+
+        def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+            model = self.model
+            # accelerate wraps `forward` in autocast and keeps the plain one here.
+            plain = getattr(model, "_original_forward", None)
+            if plain is None or model.device.type != "cpu":
+                return super().evaluation_loop(*arguments, **options)
+            autocast, model.forward = model.forward, plain
+            try:
+                return super().evaluation_loop(*arguments, **options)
+            finally:
+                model.forward = autocast
+
+    return Trainer
 
 
 def _model(base: Path, spec: Training) -> Any:

@@ -207,6 +207,11 @@ def test_fields_that_fit_alone_but_not_together(tmp_path: Path) -> None:
     assert list(_expansion_faults(picky)) == [(("models", "base"), "lr3e-5-warmup12: too warm")]
 
 
+@pytest.mark.parametrize("path", sorted(QUICKSTART.parent.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_suites_are_sound(path: Path) -> None:
+    assert load(path).suite == path.stem
+
+
 def test_quickstart_is_sound_and_fits_the_schema() -> None:
     suite = load(QUICKSTART)
     assert (suite.suite, list(suite.datasets), list(suite.heldout)) == ("quickstart", ["aelita"], ["dev", "test"])
