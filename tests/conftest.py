@@ -34,7 +34,7 @@ def whisper_base() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_whisper(whisper_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Whisper, shaped as OpenAI shapes them, of under a million parameters beside its embeddings, with the real tokenizer."""
+    """A small random Whisper, shaped as OpenAI shapes them, with the real tokenizer."""
     import torch
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
