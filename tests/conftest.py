@@ -40,10 +40,10 @@ def tiny_whisper(whisper_base: Path, tmp_path_factory: pytest.TempPathFactory) -
 
     torch.manual_seed(0)
     config = WhisperConfig.from_pretrained(whisper_base)
-    config.d_model = 64
+    config.d_model = 128
     config.encoder_layers = config.decoder_layers = 2
-    config.encoder_attention_heads = config.decoder_attention_heads = 1
-    config.encoder_ffn_dim = config.decoder_ffn_dim = 256
+    config.encoder_attention_heads = config.decoder_attention_heads = 2
+    config.encoder_ffn_dim = config.decoder_ffn_dim = 512
     model = WhisperForConditionalGeneration(config)
     model.generation_config = GenerationConfig.from_pretrained(whisper_base)
     folder = tmp_path_factory.mktemp("tiny-whisper")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from harness.core.artifact import Artifact
     from harness.engine.plan import Plan, Row, Step
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens the pages on runs and charts; without it MLflow takes the experiment for one of prompts and traces."""
 PARENT_TAG = "mlflow.parentRunId"
 METRICS_PER_CALL = 500
 """MLflow takes at most 1,000 metrics at once."""
@@ -126,7 +128,7 @@ class Projection:
         if known is None:
             # A server keeps artifacts where it was told to; the local store's lie beside its database.
             place = (self.folder / "artifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
-            return client, str(client.create_experiment(self.suite, artifact_location=place))
+            return client, str(client.create_experiment(self.suite, artifact_location=place, tags=EXPERIMENT_TAGS))
         if known.lifecycle_stage == "deleted":
             client.restore_experiment(known.experiment_id)
         return client, str(known.experiment_id)

@@ -12,6 +12,16 @@ import time
 from typing import Any
 
 LOG = logging.getLogger(__name__)
+CURVES = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "epoch": "epoch",
+    "eval_loss": "dev_loss",
+    "eval_wer": "dev_wer",
+    "eval_cer": "dev_cer",
+}
+"""The trainer's name → MLflow's."""
 
 
 def curve_logger() -> Any:
@@ -39,9 +49,8 @@ def curve_logger() -> Any:
 
 
 def curve_metrics(logs: dict[str, Any], *, step: int) -> list[Any]:
-    """One log entry of the trainer as MLflow metrics: `loss`, `learning_rate`, `dev_loss`, `dev_wer` and the like."""
+    """One log entry of the trainer as MLflow metrics; what it says about its own run time is left out."""
     from mlflow.entities import Metric
 
     now_ms = int(time.time() * 1000)
-    numbers = {name: value for name, value in logs.items() if isinstance(value, int | float) and name != "step"}
-    return [Metric(name.replace("eval_", "dev_"), float(value), now_ms, step) for name, value in numbers.items()]
+    return [Metric(CURVES[name], float(value), now_ms, step) for name, value in logs.items() if name in CURVES]
