@@ -158,6 +158,10 @@ def run(
     failed = [(step, outcomes[step.key]) for step in steps if outcomes[step.key].state == "failed"]
     if any(outcome.state != "cached" for outcome in outcomes.values()):
         out.print(summary(steps, outcomes))
+        for step in steps:
+            artifact = store.find(step.folder, key=step.key) if outcomes[step.key].state == "done" else None
+            for note in artifact.meta.get("notes", []) if artifact else []:
+                out.print(f"note: {step.name}: {note}", markup=False, highlight=False)
     _publish(planned, store, folder, tracking, succeeded=not failed)
     for step, outcome in failed:
         err.print(f"failed: {step.name}: {outcome.error}\n  log: {outcome.log}", style="red", markup=False)

@@ -14,8 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jiwer
+import numpy as np
 import psutil
 import pytest
+import soundfile
+import soxr
 
 from tests.conftest import AELITA
 
@@ -67,6 +70,10 @@ def suite(tiny_whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "clips" / "clips").mkdir(parents=True)
     for row in rows:
         shutil.copyfile(AELITA / row["audio_filepath"], folder / "clips" / row["audio_filepath"])
+    samples, rate_hz = soundfile.read(AELITA / rows[0]["audio_filepath"])
+    stereo = np.stack([soxr.resample(samples, rate_hz, 44_100)] * 2, axis=1)
+    rows[0]["audio_filepath"] = "clips/stereo.wav"
+    soundfile.write(folder / "clips" / "clips" / "stereo.wav", stereo, 44_100)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "clips" / "manifest.jsonl").write_text(lines, encoding="utf-8")
     path = folder / "tiny.yaml"
@@ -94,6 +101,7 @@ def finished(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("unbroken")
     result = harness("run", str(suite), cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "note: prepare clips: resampled" in result.stdout
     return cwd
 
 
@@ -231,7 +239,12 @@ def test_killed_in_every_stage_ends_with_the_same_leaderboard_and_models(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(suite: Path, tmp_path: Path) -> None:
-    process = start("run", str(suite), cwd=tmp_path)
+    # Under a shell's `&` this process ignores SIGINT, and a child would inherit that; a handler is not inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = start("run", str(suite), cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not partial("export")(tmp_path):
         assert process.poll() is None
         time.sleep(0.02)

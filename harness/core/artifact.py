@@ -28,7 +28,10 @@ class Artifact:
     files: Mapping[str, str]
     """Name relative to `path` (forward slashes) → sha256 of the content."""
     meta: Mapping[str, Any]
-    """What the step found worth telling: counts, figures, versions. JSON values only."""
+    """What the step found worth telling: counts, figures, versions. JSON values only.
+
+    `notes`, a list of sentences, is shown to the user when the step has run.
+    """
 
 
 @dataclass(slots=True)

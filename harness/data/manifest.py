@@ -71,6 +71,7 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
         "audio_s": round(sum(item.duration_s for item in utterances), 3),
         "num_speakers": len({item.speaker for item in utterances if item.speaker is not None}),
         "licence": spec.licence,
+        "notes": report.sentences(),
         **report.counts,
     }
 

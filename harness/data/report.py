@@ -55,6 +55,14 @@ class Report:
             "noted": {what: len(lines) for what, lines in self.notes.items()},
         }
 
+    def sentences(self) -> list[str]:
+        """What a user should know of lines that did not come through as they were, one sentence a matter."""
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
+        told = [f"{len(self.refused)} of {self.num_lines} lines left out ({reasons})"] if self.refused else []
+        if self.duplicates:
+            told.append(f"{len(self.duplicates)} of {self.num_lines} lines are duplicates and were dropped")
+        return told + [f"{what}: {len(lines)} of {self.num_lines} lines" for what, lines in self.notes.items()]
+
     def write(self, folder: Path) -> Path:
         """Write everything, by line, as `report.json`."""
         full = {

@@ -100,7 +100,11 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
         "num_steps": max_steps,
         "num_windows_per_epoch": per_epoch,
         "num_train_clips": len(train_clips.table),
-        "num_clips_too_long": {"train": train_clips.num_too_long, "dev": dev_clips.num_too_long},
+        "notes": [
+            f"{clips.num_too_long} {name} clips are longer than 30 s, or than Whisper's text context, and were left out"
+            for name, clips in (("train", train_clips), ("dev", dev_clips))
+            if clips.num_too_long
+        ],
         "num_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "precision": _precision(spec.precision),
     }

@@ -49,6 +49,7 @@ def test_aelita_end_to_end(work: Work) -> None:
         "audio_s": pytest.approx(1763.43, abs=0.01),
         "num_speakers": 1,
         "licence": "festvox",
+        "notes": [],
         "num_lines": 190,
         "num_refused": 0,
         "num_duplicates": 0,
@@ -156,6 +157,8 @@ def test_skipping_them_counts_them(bad: manifest.Spec, work: Work) -> None:
     assert (meta["num_utterances"], meta["num_refused"]) == (1, 10)
     assert meta["refused"]["truncated"] == 2
     assert sum(meta["refused"].values()) == 10
+    assert meta["notes"][0].startswith("10 of 11 lines left out (")
+    assert "truncated: 2" in meta["notes"][0]
     assert [item.name for item in (work.path / "audio").iterdir()] == ["good.wav"]
     assert_report(work.path / "report.json")
 
