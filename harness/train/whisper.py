@@ -19,7 +19,7 @@ from harness.train.packing import Packing
 if TYPE_CHECKING:
     from harness.core.artifact import Inputs, Work
 
-VERSION = 1
+VERSION = 2
 RESOURCES = Resources(whole_machine=True, gpu=True)
 LANGUAGE = "ru"
 METRIC = Path(__file__).parent.parent / "core" / "russian_wer"
@@ -68,12 +68,16 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     inputs: `base` with a Hugging Face folder in `model/`, `train` and `dev` with manifests.
     Leaves `model/` (the best checkpoint by dev WER), `curves.jsonl` and TensorBoard files.
     """
+    import torch
     import transformers
     from transformers import WhisperProcessor
 
     from harness.train.examples import Renderer, evaluation_table, read_clips, training_table, windows_per_epoch
 
     transformers.set_seed(spec.seed)
+    if not torch.cuda.is_available():
+        # A CPU adds the gradients of one position from several threads in any order: no two runs would end alike.
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
     base = inputs["base"][0].path / "model"
     processor = WhisperProcessor.from_pretrained(base)
     renderer = Renderer(processor, language=LANGUAGE)
