@@ -342,8 +342,3 @@ def _tolerant(call: Any) -> Any:
             err.print(f"{message[:MAX_MESSAGE]}", style="yellow", markup=False, highlight=False)
             err.print("  the results are safe; later: harness board SUITE --rebuild", style="yellow", markup=False)
         return None
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUTF8", "1")
-    main()

@@ -10,7 +10,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.core.manifests import SAMPLE_RATE_HZ, read_jsonl, read_manifest, write_jsonl
+from harness.core.manifests import read_jsonl, read_manifest, write_jsonl
+from harness.core.recordings import read_samples
 from harness.core.records import Transcript, Utterance
 from harness.errors import DataError
 from harness.score.memory import VramMeter, peak_ram_mib
@@ -77,23 +78,6 @@ def read_transcripts(folder: Path) -> list[Transcript]:
     """The transcripts that `transcribe_set` left in `folder`."""
     names = Transcript.__dataclass_fields__
     return [Transcript(**{name: row[name] for name in names}) for row in read_jsonl(folder / TRANSCRIPTS_FILE)]
-
-
-def read_samples(path: Path) -> np.ndarray:
-    """The samples of a 16 kHz mono recording: float32 [num_samples] in [-1, 1].
-
-    Raises DataError for another sampling rate or more channels.
-    """
-    import soundfile
-
-    samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    if (rate_hz, samples.shape[1]) != (SAMPLE_RATE_HZ, 1):
-        raise DataError(
-            f"{path}: {rate_hz} Hz with {samples.shape[1]} channels, not {SAMPLE_RATE_HZ} Hz mono; "
-            "run the dataset's step again, it writes held-out sets in this form"
-        )
-    mono: np.ndarray = samples[:, 0]
-    return mono
 
 
 def _transcribe_all(utterances: list[Utterance], *, heldout: Artifact, recogniser: Recogniser, work: Work) -> None:

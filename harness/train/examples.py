@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from harness.core.manifests import HUGGING_FACE_FILE, SAMPLE_RATE_HZ
+from harness.core.recordings import read_samples
 from harness.errors import DataError
 from harness.train.packing import MAX_LABEL_TOKENS, TOKENS_AROUND_WINDOW, Packing, epoch_size, windows
 
@@ -36,12 +37,8 @@ class Clips:
     def samples(self, index: int) -> np.ndarray:
         """float32 [num_samples], zero-padded to the timestamp grid."""
         import numpy as np
-        import soundfile
 
-        path = self.folder / self.table[index]["audio"]["path"]
-        samples, rate = soundfile.read(path, dtype="float32")
-        if rate != SAMPLE_RATE_HZ:
-            raise DataError(f"{path}: is {rate} Hz, wanted {SAMPLE_RATE_HZ}; prepare the dataset again")
+        samples = read_samples(self.folder / self.table[index]["audio"]["path"])
         return np.pad(samples, (0, -len(samples) % SAMPLES_PER_TIMESTAMP))
 
 

@@ -10,9 +10,10 @@ import pytest
 import soundfile
 
 from harness.core.manifests import read_jsonl, write_manifests
+from harness.core.recordings import read_samples
 from harness.core.records import Utterance
 from harness.errors import DataError
-from harness.score.transcribe import read_samples, read_transcripts, transcribe_set
+from harness.score.transcribe import read_transcripts, transcribe_set
 from tests.conftest import artifact
 
 if TYPE_CHECKING:
