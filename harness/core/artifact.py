@@ -16,6 +16,8 @@ Inputs = Mapping[str, "Sequence[Artifact]"]
 
 PROGRESS_FILE = "progress.json"
 PROGRESS_INTERVAL_S = 0.1
+ADOPTED_FOLDER = "adopted"
+"""In the scratch folder: an empty file for each folder that the step has handed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,16 @@ class Work:
     scratch: Path
     """Survives a kill, is not published: checkpoints, and what a resumed step needs."""
     _last: float = field(default=0.0, repr=False)
+
+    def adopt(self, name: str) -> None:
+        """Publish the folder `name` of the scratch folder: moved, not copied, so that a kill loses nothing.
+
+        Its files are not hashed one by one: the step vouches for them, as manifests do for recordings.
+        """
+        marks = self.scratch / ADOPTED_FOLDER
+        marks.mkdir(exist_ok=True)
+        (marks / name).touch()
+        (self.scratch / name).rename(self.path / name)
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Tell how far the step is; cheap enough to call for every utterance."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,6 +26,13 @@ ROUNDING_S = 0.06
 """Manifests give durations with as little as one decimal."""
 STREAMED = 0x7FFF_0000
 """A header that promises this many bytes was written before the end was known; it says nothing about truncation."""
+
+SILENT = 33
+"""Highest sample, of 32,768, of a recording that holds nothing to hear: -60 dB."""
+CLIPPED_FRACTION = 0.001
+"""So many samples at full scale are heard as distortion."""
+PAGE = (b"<!doctype", b"<html", b"<?xml", b"{")
+"""How the page begins that a server sends in place of a recording."""
 
 _CHUNK_SIZE = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """How libsndfile's log of a WAV, AIFF or AU tells that the file ends before its samples should."""
@@ -50,22 +58,23 @@ class Recording:
         return sha256(self.samples.astype("<i2", copy=False).tobytes()).hexdigest()
 
 
-def read_recording(path: Path, *, duration_s: float | None = None) -> Recording:
+def read_recording(source: Path | bytes, *, name: str, duration_s: float | None = None) -> Recording:
     """Decode, average the channels, resample (soxr HQ), round to PCM-16.
 
+    source: a file, or its content. name: what to call it in messages.
     duration_s: what a manifest says; a recording that is notably shorter counts as truncated.
-    Raises RefusedError for a file that is missing, unreadable, truncated, empty, or holds NaN or infinity.
+    Raises RefusedError for a file that is unreadable, truncated, empty, silent, or holds NaN or infinity.
     """
     import numpy as np
     import soxr
 
-    floats, rate_hz, notes = _decode(path, duration_s=duration_s)
+    floats, rate_hz, notes = _decode(source, name=name, duration_s=duration_s)
     if not floats.size:
-        raise RefusedError("empty audio", f"{path.name} holds no samples: empty, or cut off; leave it out")
+        raise RefusedError("empty audio", f"{name} holds no samples: empty, or cut off; leave it out")
     num_broken = floats.size - int(np.isfinite(floats).sum())
     if num_broken:
         raise RefusedError(
-            "NaN samples", f"{num_broken} of {floats.size} samples of {path.name} are NaN or infinite; write it anew"
+            "NaN samples", f"{num_broken} of {floats.size} samples of {name} are NaN or infinite; write it anew"
         )
     if floats.shape[1] > 1:
         notes.append(f"downmixed from {floats.shape[1]} channels")
@@ -74,42 +83,45 @@ def read_recording(path: Path, *, duration_s: float | None = None) -> Recording:
         notes.append(f"resampled from {rate_hz} Hz")
         mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
     scaled = np.rint(mono * 32768.0)
-    if (np.abs(scaled) > 32768).any():
+    peak = np.abs(scaled).max(initial=0.0)
+    if not scaled.size:
+        raise RefusedError("empty audio", f"{name} is shorter than one sample at 16 kHz; leave it out")
+    if peak < SILENT:
+        raise RefusedError("silent", f"{name} is silent: its highest sample is {peak:g} of 32768; leave it out")
+    if peak > 32768 or np.mean(np.abs(scaled) >= 32767) > CLIPPED_FRACTION:
         notes.append("clipped at full scale")
     samples = np.clip(scaled, -32768, 32767).astype(np.int16)
-    if not samples.size:
-        raise RefusedError("empty audio", f"{path.name} is shorter than one sample at 16 kHz; leave it out")
-    if not samples.any():
-        notes.append("silent: all samples are 0")
     return Recording(samples=samples, notes=tuple(notes))
 
 
-def write_wav(path: Path, *, samples: Samples) -> None:
-    """Write int16 [num_samples] as 16 kHz mono PCM-16 WAV; equal samples give equal files."""
-    import soundfile
-
-    soundfile.write(path, samples, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
-
-
-def _decode(path: Path, *, duration_s: float | None) -> tuple[Floats, int, list[str]]:
+def _decode(source: Path | bytes, *, name: str, duration_s: float | None) -> tuple[Floats, int, list[str]]:
     """float32 [num_frames, num_channels], its sample rate in Hz, and notes."""
     import soundfile
 
-    if not path.is_file():
-        raise RefusedError("missing file", f"there is no file {path.name} in {path.parent}; put it there")
+    _refuse_page(source, name=name)
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             floats = file.read(dtype="float32", always_2d=True)
-            _refuse_truncated(file, name=path.name, num_frames=len(floats), duration_s=duration_s)
+            _refuse_truncated(file, name=name, num_frames=len(floats), duration_s=duration_s)
             rate_hz = int(file.samplerate)
     except soundfile.SoundFileError as error:
         raise RefusedError(
-            "unreadable", f"{path.name} cannot be decoded ({str(error) or 'no frames'}): damaged, cut off or no audio"
+            "unreadable", f"{name} cannot be decoded ({str(error) or 'no frames'}): damaged, cut off or no audio"
         ) from error
     notes = []
     if duration_s is not None and _is_short(duration_s, than_s=len(floats) / rate_hz):
         notes.append("longer than its listed duration")
     return floats, rate_hz, notes
+
+
+def _refuse_page(source: Path | bytes, *, name: str) -> None:
+    if isinstance(source, bytes):
+        start = source[:64]
+    else:
+        with source.open("rb") as file:
+            start = file.read(64)
+    if start.lstrip().lower().startswith(PAGE):
+        raise RefusedError("not audio", f"{name} is a web page or a message in place of a recording; fetch it again")
 
 
 def _refuse_truncated(file: Any, *, name: str, num_frames: int, duration_s: float | None) -> None:

@@ -2,91 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import posixpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from harness.core.manifests import write_manifests
-from harness.data.entries import iterate_lines, named_files, parse_line
-from harness.data.preparation import prepare
-from harness.data.report import RefusedError, Report
+from harness.core.artifact import Resources
+from harness.data.corpus import Corpus, CorpusSpec, FileCorpus, archives_of
+from harness.data.entries import named_files, parse_line
+from harness.data.index import Index, Refusal
+from harness.data.preparation import INDEX_FILE, prepare, prepare_corpus
+from harness.data.report import RefusedError
+from harness.data.sizes import manifest_size
 from harness.errors import DataError
-from harness.suite.spec import DatasetSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from harness.core.artifact import Inputs, Work
-    from harness.data.entries import Entry
+    from harness.core.estimates import Size
+    from harness.data.index import Row
 
-VERSION = 1
+VERSION = 2
+RESOURCES = Resources(whole_machine=True)
 
 
-class Spec(DatasetSpec):
+class Spec(CorpusSpec):
     """A manifest and the recordings beside it."""
 
     kind: Literal["manifest"] = "manifest"
     path: str = Field(
         min_length=1,
-        description="A .jsonl file with audio_filepath, text, duration a line, or audio, sentence; "
-        "paths in it are relative to its folder.",
+        description="A .jsonl file with audio_filepath, text, duration a line, or audio, sentence; paths in it are "
+        "relative to its folder. Or an archive or a folder that holds such files.",
     )
-    licence: str = Field(default="", description="Of the recordings; goes into the bundle.")
     on_bad: Literal["refuse", "skip"] = Field(
         default="refuse", description="What to do about lines that cannot be used; both list them all in a report."
     )
 
-    not_identity: ClassVar[Mapping[str, str]] = {
-        **DatasetSpec.not_identity,
-        "path": "the manifest's content and that of its recordings count, wherever they lie",
-    }
-
     def outside(self) -> list[Path]:
-        """The manifest and every file that it names, there or not."""
-        manifest = Path(self.path).resolve()
-        return [manifest, *named_files(manifest)] if manifest.is_file() else [manifest]
+        """The manifest and every file that it names, there or not; or the archives."""
+        path = Path(self.path).resolve()
+        if path.is_dir():
+            manifests = sorted(path.rglob("*.jsonl"))
+            return [*archives_of(path), *manifests, *(file for item in manifests for file in named_files(item))]
+        if archives_of(path) or not path.is_file():
+            return [path]
+        return [path, *named_files(path)]
+
+
+def size(spec: Spec) -> Size | None:
+    """As the manifest says; None for archives and folders."""
+    return manifest_size(Path(spec.path))
 
 
 def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
-    """Write `audio/*.wav` (16 kHz mono PCM-16), both manifests, and `report.json` with what became of each line.
+    """Write the recordings (16 kHz mono), the manifests, and a report with what became of each line.
 
     Raises DataError after a look at every line: if any cannot be used (`on_bad: refuse`), or if none can.
     """
     del inputs
-    report = Report()
-    utterances = prepare(_read_entries(Path(spec.path), report=report), work=work, report=report)
-    if report.refused and (spec.on_bad == "refuse" or not utterances):
-        kept = report.write(work.scratch)
-        advice = "mend them, or leave them out with `on_bad: skip`" if spec.on_bad == "refuse" else "none is left"
-        raise DataError(
-            f"{spec.path}: {len(report.refused)} of {report.num_lines} lines cannot be used; {advice}\n"
-            f"{report.summary()}\nThe whole report: {kept}"
-        )
-    if not utterances:
-        raise DataError(f"{spec.path}: the manifest has no lines; list at least one recording")
-    write_manifests(work.path, utterances)
-    report.write(work.path)
-    return {
-        "num_utterances": len(utterances),
-        "audio_s": round(sum(item.duration_s for item in utterances), 3),
-        "num_speakers": len({item.speaker for item in utterances if item.speaker is not None}),
-        "licence": spec.licence,
-        "notes": report.sentences(),
-        **report.counts,
-    }
+    path = Path(spec.path)
+    if path.is_dir() or archives_of(path):
+        return prepare_corpus(spec, work=work, rows=rows)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such manifest; `path` must name a .jsonl file")
+    with Index(work.scratch / INDEX_FILE) as index:
+        corpus = FileCorpus(path.parent, archives=[], index=index, scratch=work.scratch)
+        return prepare(spec, corpus=corpus, index=index, work=work, rows=lambda: _rows_of(corpus, [path.name]))
 
 
-def _read_entries(manifest: Path, *, report: Report) -> list[Entry]:
-    if not manifest.is_file():
-        raise DataError(f"{manifest}: there is no such manifest; `path` must name a .jsonl file")
-    manifest = manifest.resolve()
-    entries = []
-    for number, line in iterate_lines(manifest):
-        report.num_lines += 1
-        try:
-            entry = parse_line(line, number=number, folder=manifest.parent)
-        except RefusedError as error:
-            report.refused[number] = error
-        else:
-            entries.append(entry)
-    return entries
+def rows(corpus: Corpus) -> Iterator[Row | Refusal]:
+    """The lines of all manifests of a corpus."""
+    names = [name for name in corpus.tables("*.jsonl") if not name.endswith(".hf.jsonl")]
+    yield from _rows_of(corpus, names)
+
+
+def _rows_of(corpus: Corpus, names: list[str]) -> Iterator[Row | Refusal]:
+    before = 0
+    for name in names:
+        last = 0
+        for last, line in corpus.lines(name):
+            try:
+                yield parse_line(line, number=before + last, folder=posixpath.dirname(name), root=corpus.folder)
+            except RefusedError as error:
+                yield Refusal(before + last, name, error.reason, str(error))
+        before += last

@@ -1,112 +1,120 @@
-"""The work that all corpora share: decode every recording into 16 kHz WAV, and notice what is listed twice."""
+"""The work that all corpora share: one pass over the archives, on all cores, into recordings and manifests."""
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
-import re
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from harness.core.records import Utterance
-from harness.data.audio import read_recording, write_wav
-from harness.data.entries import file_names, name_entries
-from harness.data.report import RefusedError, Report
+from harness.data.assembly import assemble
+from harness.data.corpus import FileCorpus
+from harness.data.decoding import Part, decode_part, rows_path, start_process
+from harness.data.index import Index
+from harness.data.storage import AUDIO_FOLDER
+from harness.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     from harness.core.artifact import Work
-    from harness.data.entries import Entry
+    from harness.data.corpus import Corpus, CorpusSpec
+    from harness.data.index import Refusal, Row
 
-AUDIO_FOLDER = "audio"
-BATCH = 512
-"""Recordings that are under way at once; bounds the memory of corpora with millions of lines."""
-NOTED = {"Latin letters in the text": re.compile(r"[A-Za-z]"), "digits in the text": re.compile(r"\d")}
-
-
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    audio: str
-    """Relative to the artifact, with forward slashes."""
-    sha256: str
-    duration_s: float
-    notes: tuple[str, ...]
+INDEX_FILE = "index.sqlite"
+FEW = 64
+"""Recordings that are decoded sooner than other processes have started."""
+SPARE_PARTS = 2
+"""Parts that wait for a free process, so that none waits for the archive."""
 
 
-def prepare(entries: Sequence[Entry], *, work: Work, report: Report) -> list[Utterance]:
-    """Decode all entries into `work.path/audio`, in their order, and refuse or drop into `report` what cannot stay.
+def prepare_corpus(
+    spec: CorpusSpec, *, work: Work, rows: Callable[[Corpus], Iterable[Row | Refusal]]
+) -> dict[str, Any]:
+    """The `run` of a corpus that lies in files: index, decode, assemble; a killed run goes on at its last part.
 
-    A recording that is listed twice with the same text is kept once; with two texts, one of them is wrong, and the
-    later line is refused.
+    rows: what the corpus's tables say. Returns the artifact's meta.
+    Raises DataError for a corpus that is missing, hostile, or has nothing to use.
     """
-    ids, errors = name_entries(entries)
-    report.refused.update(errors)
-    wanted = [entry for entry in entries if entry.line not in report.refused]
-    (work.path / AUDIO_FOLDER).mkdir(exist_ok=True)
-    utterances: list[Utterance] = []
-    first_line: dict[str, tuple[int, str]] = {}
-    for done, (entry, decoded) in enumerate(_decode_all(wanted, ids=ids, folder=work.path)):
-        work.progress(done, len(wanted), ids[entry.line])
-        if isinstance(decoded, RefusedError):
-            report.refused[entry.line] = decoded
-            continue
-        line, text = first_line.setdefault(decoded.sha256, (entry.line, entry.text))
-        if line != entry.line:
-            (work.path / decoded.audio).unlink()
-            _settle_duplicate(entry, first=line, first_text=text, report=report)
-            continue
-        for what in (*decoded.notes, *(what for what, pattern in NOTED.items() if pattern.search(entry.text))):
-            report.note(what, line=entry.line)
-        utterances.append(_utterance(entry, decoded, name=ids[entry.line]))
-    work.progress(len(wanted), len(wanted))
-    return utterances
+    with (
+        Index(work.scratch / INDEX_FILE) as index,
+        closing(FileCorpus.at(Path(spec.path), archives=spec.archives(), index=index, scratch=work.scratch)) as corpus,
+    ):
+        if not index.complete:
+            corpus.scan()
+        return prepare(spec, corpus=corpus, index=index, work=work, rows=lambda: rows(corpus))
 
 
-def _settle_duplicate(entry: Entry, *, first: int, first_text: str, report: Report) -> None:
-    if entry.text == first_text:
-        report.duplicates[entry.line] = first
-        return
-    report.refused[entry.line] = RefusedError(
-        "two texts",
-        f"{entry.relative} is the recording of line {first} with another text: {entry.text!r}, there {first_text!r}; "
-        "leave out the wrong one",
-    )
+def prepare(
+    spec: CorpusSpec, *, corpus: Corpus, index: Index, work: Work, rows: Callable[[], Iterable[Row | Refusal]]
+) -> dict[str, Any]:
+    """The same for any corpus that gives contents."""
+    if not index.complete:
+        index.add_rows(rows())
+        index.finish(in_folder=corpus.folder is not None, max_hours=spec.max_hours, size_of=corpus.size_of)
+    decode_parts(index, corpus=corpus, storage=spec.storage, work=work)
+    return assemble(spec, index=index, work=work)
 
 
-def _decode_all(
-    entries: Sequence[Entry], *, ids: dict[int, str], folder: Path
-) -> Iterator[tuple[Entry, _Decoded | RefusedError]]:
-    """In the order of `entries`. Threads suffice: libsndfile, soxr and hashlib let go of the interpreter's lock."""
-    names = file_names(ids[entry.line] for entry in entries)
-    targets = [f"{AUDIO_FOLDER}/{name}.wav" for name in names]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in range(0, len(entries), BATCH):
-            batch = entries[start : start + BATCH]
-            decoded = pool.map(
-                lambda entry, audio: _decode(entry, audio, folder), batch, targets[start : start + BATCH]
-            )
-            yield from zip(batch, decoded, strict=True)
-
-
-def _decode(entry: Entry, audio: str, folder: Path) -> _Decoded | RefusedError:
+def decode_parts(index: Index, *, corpus: Corpus, storage: str, work: Work) -> None:
+    """Decode what an earlier run has not. Raises DataError if the disk is full or a process dies."""
+    for name in (AUDIO_FOLDER, "rows"):
+        (work.scratch / name).mkdir(exist_ok=True)
+    total = index.num_rows
+    done = 0
     try:
-        recording = read_recording(entry.path, duration_s=entry.duration_s)
-    except RefusedError as error:
-        return error
-    write_wav(folder / audio, samples=recording.samples)
-    return _Decoded(audio, recording.sha256, recording.duration_s, recording.notes)
+        for number in _decoded(_parts(index, corpus=corpus, storage=storage, work=work), inline=total <= FEW):
+            done += number
+            work.progress(done, total)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that decodes recordings died: out of memory, or a recording that crashes the decoder; "
+            "what is decoded is kept: run again"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DataError(
+            f"the disk is full: {work.scratch}; free some space and run again, what is decoded is kept"
+        ) from error
 
 
-def _utterance(entry: Entry, decoded: _Decoded, *, name: str) -> Utterance:
-    return Utterance(
-        id=name,
-        audio=decoded.audio,
-        sha256=decoded.sha256,
-        text=entry.text,
-        duration_s=decoded.duration_s,
-        speaker=entry.speaker,
-        split=entry.split,
-        tags=entry.tags,
-    )
+def _parts(index: Index, *, corpus: Corpus, storage: str, work: Work) -> Iterator[Part | int]:
+    """What is to be decoded; for a part that is done, how many rows it has."""
+    for number in range(index.num_parts):
+        rows = index.part(number)
+        if rows_path(work.scratch, number=number).is_file():
+            yield len(rows)
+            continue
+        contents = corpus.contents(rows)
+        whole = [(row, *content) for (row, _), content in zip(rows, contents, strict=True)]
+        yield Part(number, work.scratch, storage, corpus.folder, whole)
+
+
+def _decoded(parts: Iterator[Part | int], *, inline: bool) -> Iterator[int]:
+    """The number of rows of each part, once it is done."""
+    if inline:
+        yield from (part if isinstance(part, int) else decode_part(part) for part in parts)
+        return
+    workers = os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")
+    running: deque[Future[int]] = deque()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_process) as pool:
+        try:
+            for part in parts:
+                if isinstance(part, int):
+                    yield part
+                    continue
+                running.append(pool.submit(decode_part, part))
+                if len(running) >= workers + SPARE_PARTS:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from harness.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-REPORT_FILE = "report.json"
+    from harness.data.index import Refusal
+
+REPORT_FILE, LINES_FILE = "report.json", "report.jsonl"
 NUM_SHOWN = 20
 
 
@@ -24,64 +25,73 @@ class RefusedError(DataError):
         self.reason = reason
 
 
-@dataclass(slots=True)
 class Report:
-    """Collects what was refused, dropped and converted."""
+    """Writes `report.jsonl`, an object for every line that did not come through as it was, and counts.
 
-    num_lines: int = 0
-    refused: dict[int, RefusedError] = field(default_factory=dict)
-    """By line; the first reason of each."""
-    duplicates: dict[int, int] = field(default_factory=dict)
-    """Line → the earlier line with the same recording and the same text, which stands for both."""
-    notes: dict[str, list[int]] = field(default_factory=dict)
-    """What was done or noticed → the lines, which were kept."""
+    A context manager. Its memory does not grow with the corpus.
+    """
 
-    def note(self, what: str, *, line: int) -> None:
-        self.notes.setdefault(what, []).append(line)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.num_lines = 0
+        self.num_duplicates = 0
+        self.refused: Counter[str] = Counter()
+        """By reason."""
+        self.noted: Counter[str] = Counter()
+        """Lines that were kept, by what was done or noticed."""
+        self._first: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._file: IO[str] = (self.folder / LINES_FILE).open("w", encoding="utf-8", newline="\n")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        summary = json.dumps(self.counts, ensure_ascii=False, indent=1)
+        (self.folder / REPORT_FILE).write_text(summary, encoding="utf-8", newline="\n")
 
     @property
-    def reasons(self) -> dict[str, int]:
-        """Refused lines by reason, most frequent first."""
-        return dict(Counter(error.reason for error in self.refused.values()).most_common())
+    def num_refused(self) -> int:
+        return self.refused.total()
 
     @property
     def counts(self) -> dict[str, Any]:
         """The report in numbers, for the artifact's meta."""
         return {
             "num_lines": self.num_lines,
-            "num_refused": len(self.refused),
-            "num_duplicates": len(self.duplicates),
-            "refused": self.reasons,
-            "noted": {what: len(lines) for what, lines in self.notes.items()},
+            "num_refused": self.num_refused,
+            "num_duplicates": self.num_duplicates,
+            "refused": dict(self.refused.most_common()),
+            "noted": dict(self.noted.most_common()),
         }
+
+    def refuse(self, item: Refusal) -> None:
+        self.refused[item.reason] += 1
+        if len(self._first) < NUM_SHOWN:
+            self._first.append(f"  line {item.line}: {item.reason}: {item.message}")
+        self._write(line=item.line, what="refused", name=item.name, reason=item.reason, message=item.message)
+
+    def drop(self, line: int, *, of_line: int) -> None:
+        """The same recording with the same text as an earlier line, which stands for both."""
+        self.num_duplicates += 1
+        self._write(line=line, what="duplicate", of_line=of_line)
+
+    def note(self, line: int, *, what: str) -> None:
+        self.noted[what] += 1
+        self._write(line=line, what="noted", note=what)
 
     def sentences(self) -> list[str]:
         """What a user should know of lines that did not come through as they were, one sentence a matter."""
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
-        told = [f"{len(self.refused)} of {self.num_lines} lines left out ({reasons})"] if self.refused else []
-        if self.duplicates:
-            told.append(f"{len(self.duplicates)} of {self.num_lines} lines are duplicates and were dropped")
-        return told + [f"{what}: {len(lines)} of {self.num_lines} lines" for what, lines in self.notes.items()]
-
-    def write(self, folder: Path) -> Path:
-        """Write everything, by line, as `report.json`."""
-        full = {
-            **self.counts,
-            "problems": [
-                {"line": line, "reason": error.reason, "message": str(error)}
-                for line, error in sorted(self.refused.items())
-            ],
-            "duplicates": [{"line": line, "of_line": first} for line, first in sorted(self.duplicates.items())],
-            "notes": {what: sorted(lines) for what, lines in self.notes.items()},
-        }
-        path = folder / REPORT_FILE
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            json.dump(full, file, ensure_ascii=False, indent=1)
-        return path
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.refused.most_common())
+        told = [f"{self.num_refused} of {self.num_lines} lines left out ({reasons})"] if self.refused else []
+        if self.num_duplicates:
+            told.append(f"{self.num_duplicates} of {self.num_lines} lines are duplicates and were dropped")
+        return told + [f"{what}: {count} of {self.num_lines} lines" for what, count in self.noted.most_common()]
 
     def summary(self) -> str:
         """The first refused lines, one each."""
-        problems = sorted(self.refused.items())
-        shown = [f"  line {line}: {error.reason}: {error}" for line, error in problems[:NUM_SHOWN]]
-        more = len(problems) - len(shown)
-        return "\n".join([*shown, f"  … and {more} more"] if more else shown)
+        more = self.num_refused - len(self._first)
+        return "\n".join([*self._first, f"  … and {more} more"] if more else self._first)
+
+    def _write(self, **fields: Any) -> None:
+        self._file.write(json.dumps(fields, ensure_ascii=False) + "\n")

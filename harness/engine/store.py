@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from harness.core.artifact import Artifact, Work
+from harness.core.artifact import ADOPTED_FOLDER, Artifact, Work
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -58,16 +58,27 @@ class Store:
         """An empty `out` and whatever `scratch` an earlier, killed attempt left. Call it under the lock."""
         partial = self.partial(folder)
         out, scratch = partial / "out", partial / "scratch"
+        for name in _adopted(scratch):
+            if (out / name).is_dir() and not (scratch / name).exists():
+                _rename(out / name, scratch / name)
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
         return Work(path=out, scratch=scratch)
 
     def publish(self, folder: str, *, key: str, stage: str, meta: dict[str, Any], about: dict[str, Any]) -> Artifact:
-        """Hash every file of `out`, write `artifact.json` last, and make it visible by one rename."""
+        """Hash every file of `out` outside adopted folders, write `artifact.json`, make all visible by one rename."""
         out, final = self.partial(folder) / "out", self.root / folder
-        names = sorted(item.relative_to(out).as_posix() for item in out.rglob("*") if item.is_file())
+        adopted = _adopted(self.partial(folder) / "scratch")
+        names = sorted(
+            item.relative_to(out).as_posix()
+            for top in out.iterdir()
+            if top.name not in adopted
+            for item in ([top] if top.is_file() else top.rglob("*"))
+            if item.is_file()
+        )
         files = {name: {"sha256": _sha256(out / name), "size": (out / name).stat().st_size} for name in names}
+        about = {**about, "adopted": {name: _weigh(out / name) for name in adopted}}
         record = {"schema": SCHEMA, "key": key, "stage": stage, "files": files, "meta": meta, **about}
         text = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
         with (out / ARTIFACT_FILE).open("w", encoding="utf-8", newline="\n") as file:
@@ -100,6 +111,16 @@ def wall_s(path: Path) -> float | None:
     record = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
     seconds: float | None = record.get("wall_s")
     return seconds
+
+
+def _adopted(scratch: Path) -> list[str]:
+    marks = scratch / ADOPTED_FOLDER
+    return sorted(item.name for item in marks.iterdir()) if marks.is_dir() else []
+
+
+def _weigh(folder: Path) -> dict[str, int]:
+    sizes = [item.stat().st_size for item in folder.rglob("*") if item.is_file()]
+    return {"num_files": len(sizes), "size": sum(sizes)}
 
 
 def _sha256(path: Path) -> str:

@@ -58,17 +58,17 @@ def test_aelita_end_to_end(work: Work) -> None:
     }
     utterances = read_manifest(work.path)
     first = utterances[0]
-    assert (first.id, first.audio, first.speaker, first.source) == ("ru_0001", "audio/ru_0001.wav", "nsh", "")
+    assert (first.id, first.audio, first.speaker, first.source) == ("ru_0001", "audio/00000/ru_0001.wav", "nsh", "")
     assert first.tags["source_text"].startswith("Корреспондент")
     assert len({item.sha256 for item in utterances}) == 190
     for item in utterances[::30]:
         info = soundfile.info(work.path / item.audio)
         assert (info.samplerate, info.channels, info.subtype, info.format) == (RATE_HZ, 1, "PCM_16", "WAV")
-        assert read_recording(work.path / item.audio).sha256 == item.sha256
+        assert read_recording(work.path / item.audio, name=item.id).sha256 == item.sha256
     nemo = next(read_jsonl(work.path / "manifest.jsonl"))
     hugging_face = next(read_jsonl(work.path / "manifest.hf.jsonl"))
-    assert nemo["audio_filepath"] == "audio/ru_0001.wav"
-    assert hugging_face["audio"] == {"path": "audio/ru_0001.wav", "sampling_rate": RATE_HZ}
+    assert nemo["audio_filepath"] == "audio/00000/ru_0001.wav"
+    assert hugging_face["audio"] == {"path": "audio/00000/ru_0001.wav", "sampling_rate": RATE_HZ}
     assert hugging_face["sentence"] == nemo["text"]
 
 
@@ -86,15 +86,15 @@ def test_what_is_converted_or_noted(corpus: Path, work: Work) -> None:
     ]
     meta = manifest.run(write(corpus, rows), {}, work)
     assert (meta["num_lines"], meta["num_utterances"], meta["num_refused"], meta["num_duplicates"]) == (5, 3, 0, 2)
-    report = json.loads((work.path / "report.json").read_text("utf-8"))
-    assert report["notes"] == {
-        "downmixed from 2 channels": [2],
-        "resampled from 44100 Hz": [2],
-        "Latin letters in the text": [3],
-        "digits in the text": [3],
-    }
-    assert report["duplicates"] == [{"line": 5, "of_line": 1}, {"line": 6, "of_line": 1}]
-    assert sorted(item.name for item in (work.path / "audio").iterdir()) == ["a.wav", "b.wav", "stereo.wav"]
+    told = list(read_jsonl(work.path / "report.jsonl"))
+    assert [(item["line"], item["note"]) for item in told if item["what"] == "noted"] == [
+        (2, "downmixed from 2 channels"),
+        (2, "resampled from 44100 Hz"),
+        (3, "Latin letters in the text"),
+        (3, "digits in the text"),
+    ]
+    assert [(item["line"], item["of_line"]) for item in told if item["what"] == "duplicate"] == [(5, 1), (6, 1)]
+    assert kept_files(work) == ["a.wav", "b.wav", "stereo.wav"]
     assert [item.duration_s for item in read_manifest(work.path)] == [1.0, 1.0, 1.0]
 
 
@@ -126,6 +126,10 @@ def bad(corpus: Path) -> manifest.Spec:
     )
 
 
+def kept_files(work: Work) -> list[str]:
+    return sorted(item.name for item in (work.path / "audio").rglob("*") if item.is_file())
+
+
 PROBLEMS = {
     2: ("missing file", "there is no file none.wav in"),
     3: ("truncated", "cut.wav is cut off: its header promises 32000 bytes, 15978 are there"),
@@ -135,8 +139,8 @@ PROBLEMS = {
     7: ("not JSON", "it is not JSON (Expecting property name"),
     8: ("NaN samples", "1 of 16000 samples of nan.wav are NaN or infinite"),
     9: ("empty audio", "zero.wav holds no samples"),
-    10: ("two texts", "twin.wav is the recording of line 1 with another text: 'другой текст', there 'хорошая'"),
-    11: ("outside the folder", "'../../etc/passwd' leads out of the manifest's folder"),
+    10: ("two texts", "twin is the recording of line 1 with another text: 'другой текст', there 'хорошая'"),
+    11: ("outside the folder", "'../../etc/passwd' leads out of the corpus's folder"),
 }
 
 
@@ -147,8 +151,8 @@ def test_all_mistakes_are_told_at_once(bad: manifest.Spec, work: Work) -> None:
     assert message.startswith(f"{bad.path}: 10 of 11 lines cannot be used; mend them, or leave them out with `on_bad:")
     for number, (reason, text) in PROBLEMS.items():
         assert f"  line {number}: {reason}: {text}" in message
-    assert str(work.scratch / "report.json") in message
-    assert_report(work.scratch / "report.json")
+    assert str(work.scratch / "report.jsonl") in message
+    assert_report(work.scratch / "report.jsonl")
 
 
 def test_skipping_them_counts_them(bad: manifest.Spec, work: Work) -> None:
@@ -159,12 +163,12 @@ def test_skipping_them_counts_them(bad: manifest.Spec, work: Work) -> None:
     assert sum(meta["refused"].values()) == 10
     assert meta["notes"][0].startswith("10 of 11 lines left out (")
     assert "truncated: 2" in meta["notes"][0]
-    assert [item.name for item in (work.path / "audio").iterdir()] == ["good.wav"]
-    assert_report(work.path / "report.json")
+    assert kept_files(work) == ["good.wav"]
+    assert_report(work.path / "report.jsonl")
 
 
 def assert_report(path: Path) -> None:
-    problems = json.loads(path.read_text("utf-8"))["problems"]
+    problems = [item for item in read_jsonl(path) if item["what"] == "refused"]
     assert [item["line"] for item in problems] == list(PROBLEMS)
     for item in problems:
         reason, text = PROBLEMS[item["line"]]
@@ -179,13 +183,13 @@ def test_a_long_list_of_mistakes_is_cut_in_the_message(corpus: Path, work: Work)
     assert "  line 20: " in str(caught.value)
     assert "  line 21: " not in str(caught.value)
     assert "  … and 5 more" in str(caught.value)
-    assert len(json.loads((work.scratch / "report.json").read_text("utf-8"))["problems"]) == 25
+    assert sum(1 for _ in read_jsonl(work.scratch / "report.jsonl")) == 25
 
 
 @pytest.mark.parametrize(
     ("rows", "on_bad", "message"),
     [
-        ([], "refuse", "the manifest has no lines"),
+        ([], "refuse", "nothing is listed there"),
         ([{"text": "да"}], "skip", "1 of 1 lines cannot be used; none is left"),
     ],
 )
@@ -218,11 +222,12 @@ def test_equal_recordings_give_equal_artifacts(corpus: Path, tmp_path: Path) -> 
         files = sorted(item for item in made.path.rglob("*") if item.is_file())
         contents.append([(item.relative_to(made.path), item.read_bytes()) for item in files])
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 5 + 3
+    assert len(contents[0]) == 5 + 7
 
 
 def test_identity(corpus: Path, bad: manifest.Spec) -> None:
-    assert bad.identity() == {"kind": "manifest", "licence": "", "on_bad": "refuse"}
+    plain = {"kind": "manifest", "licence": "", "on_bad": "refuse", "storage": "wav", "max_hours": None}
+    assert bad.identity() == plain
     outside = bad.outside()
     assert outside[0] == Path(bad.path)
     # In the manifest's order, what is missing included: once it is there, the key is another one.

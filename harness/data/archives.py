@@ -1,0 +1,166 @@
+"""Archives as a download leaves them: read member by member, without unpacking, trusting nothing in them."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from harness.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+BLOCK = 1 << 16
+"""Bytes that are decompressed at once; so many are lost before the place where an archive is cut off."""
+MAX_HEADER = 1 << 20
+"""Bytes of a member's extended header; real ones have a few hundred."""
+MAX_SIZE = 1 << 31
+"""Bytes of one member that is read: five hours of stereo at CD quality."""
+DRIVE = re.compile(r"^[A-Za-z]:")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file in an archive."""
+
+    name: str
+    offset: int
+    """Of its first byte; in a compressed archive, of the decompressed stream."""
+    size: int
+
+
+class HostileArchiveError(DataError):
+    """An archive that no corpus has: it would write outside its folder, or link, or claim to be a device."""
+
+
+class CutOffError(DataError):
+    """An archive that ends before its end."""
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVES) and path.is_file()
+
+
+def is_compressed(path: Path) -> bool:
+    return not path.name.lower().endswith(".tar")
+
+
+def members(archive: Path) -> Iterator[tuple[Member, IO[bytes] | None]]:
+    """All regular files of an archive in their order, each with its content, to be read before the next is asked for.
+
+    Members whose name is not UTF-8 come with an empty name.
+    Raises HostileArchiveError, and CutOffError when everything up to the cut has been given.
+    """
+    compressed = is_compressed(archive)
+    size = archive.stat().st_size
+    # tarfile's own reading of compressed streams lets half a dozen kinds of errors through.
+    with gzip.open(archive) if compressed else archive.open("rb") as file:
+        try:
+            with tarfile.open(
+                fileobj=file,
+                mode="r|" if compressed else "r:",
+                bufsize=BLOCK,
+                tarinfo=_Header,
+                errors="surrogateescape",
+            ) as tar:
+                while (header := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep a header for each of a million members
+                    _refuse_hostile(header, archive=archive)
+                    if not header.isreg():
+                        continue
+                    if not compressed and header.offset_data + header.size > size:
+                        raise EOFError("the last member is cut off")  # noqa: TRY301  # one place says what damage means
+                    yield Member(_name(header), header.offset_data, header.size), tar.extractfile(header)
+                if compressed:
+                    file.read()  # to the checksum, which an end of the tar before the end of the file would pass over
+        except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            what = str(error) or "no end"
+            raise CutOffError(f"{archive}: it ends too early or is damaged ({what}); fetch it again") from error
+
+
+class Forward:
+    """A compressed archive as a stream that can only be read forward."""
+
+    def __init__(self, archive: Path) -> None:
+        self.archive = archive
+        self._file = gzip.open(archive)  # noqa: SIM115  # closed by `close`
+        self._position = 0
+        self._last: tuple[int, bytes] = (-1, b"")
+
+    def read(self, offset: int, *, size: int) -> bytes:
+        """`size` bytes from `offset` on; fewer where the archive is cut off.
+
+        offset: of the member that was read last, which is listed twice, or behind it.
+        """
+        if offset == self._last[0]:
+            return self._last[1]
+        try:
+            while self._position < offset:
+                skipped = len(self._file.read(min(BLOCK, offset - self._position)))
+                if not skipped:
+                    return b""
+                self._position += skipped
+            content = self._file.read(size)
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            return b""
+        self._position += len(content)
+        self._last = (offset, content)
+        return content
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Header(tarfile.TarInfo):
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            # tarfile takes what it cannot read for the end, save at the very beginning.
+            raise tarfile.ReadError(str(error)) from error
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        # Extended headers are read whole; one of some gigabytes would fill the memory.
+        extended = self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        if (extended or self.type == tarfile.SOLARIS_XHDTYPE) and self.size > MAX_HEADER:
+            raise HostileArchiveError(f"{tar.name!r}: a member has a header of {self.size} bytes, over {MAX_HEADER}")
+        return super()._proc_member(tar)  # type: ignore[misc]  # documented in its source for subclasses
+
+
+def _refuse_hostile(header: tarfile.TarInfo, *, archive: Path) -> None:
+    name = header.name.replace("\\", "/")
+    fault = None
+    if header.issym() or header.islnk():
+        fault = f"is a link to {header.linkname!r}"
+    elif not (header.isreg() or header.isdir()) or header.issparse():
+        fault = "is neither a file nor a folder"
+    elif name.startswith("/") or DRIVE.match(name):
+        fault = "has an absolute path"
+    elif ".." in name.split("/"):
+        fault = "leads out of the archive"
+    elif "\0" in name:
+        fault = "has a zero byte in its name"
+    if fault:
+        raise HostileArchiveError(
+            f"{archive}: the member {header.name!r} {fault}; no corpus is packed like this, so all of it is refused"
+        )
+
+
+def _name(header: tarfile.TarInfo) -> str:
+    try:
+        header.name.encode("utf-8")
+    except UnicodeEncodeError:
+        return ""
+    return PurePosixPath(header.name).as_posix()
