@@ -7,20 +7,23 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.artifact import Resources
-from harness.data import leakage, select
+from harness.data import leakage
+from harness.engine.sets import heldout_sets, training_set
 from harness.errors import SuiteError
 from harness.score import scores
-from harness.suite.model import ModelSpec, Variant, expand
-from harness.train import weights
+from harness.suite.model import ZERO_SHOT, expand
+from harness.suite.spec import ExportSpec
 
 if TYPE_CHECKING:
+    from harness.suite.model import Candidate, Runnable, Variant
     from harness.suite.schema import Suite
-    from harness.suite.spec import ExportSpec, RuntimeSpec, Spec
+    from harness.suite.spec import RuntimeSpec, Spec
 
 Digest = Callable[[Path], str]
 """A file or folder → a hash of its content."""
@@ -88,7 +91,7 @@ class Plan:
     rows: tuple[Row, ...]
 
 
-class _Builder:
+class Builder:
     """Collects steps; the same step asked for twice is one step."""
 
     def __init__(self, digest: Digest) -> None:
@@ -114,25 +117,17 @@ class _Builder:
 
 def plan(suite: Suite, *, digest: Digest) -> Plan:
     """All steps and rows of a suite. `digest` hashes what lies outside the store: recordings, local base weights."""
-    build = _Builder(digest)
+    build = Builder(digest)
     prepared = {name: build.add("prepare", name, spec, {}) for name, spec in suite.datasets.items()}
-
-    def selected(name: str, sources: list[str]) -> Step:
-        pairs = [source.split("/", 1) for source in sources]
-        parts = [
-            select.Part(dataset=dataset, split=split, rule=suite.datasets[dataset].split) for dataset, split in pairs
-        ]
-        datasets = tuple(prepared[dataset] for dataset, _ in pairs)
-        return build.add("select", name, select.Spec(parts=parts, seed=suite.seed), {"datasets": datasets})
-
-    train_set = selected("train", suite.train.sources)
-    heldout = {name: selected(name, spec.sources) for name, spec in suite.heldout.items()}
-    sealed = {"train": (train_set,), "heldout": tuple(heldout.values())}
-    checked = build.add("leakage", "train against held-out", leakage.Spec(), sealed)
+    heldout = heldout_sets(build, suite, prepared=prepared)
+    train_set = training_set(
+        build, suite, prepared=prepared, heldout=heldout.values(), listen=partial(_listen, build, suite)
+    )
+    checked = _checked(build, suite, train_set, heldout)
     dev = tuple(heldout[name] for name, spec in suite.heldout.items() if spec.role == "dev")
     rows: list[Row] = []
     for name, model in suite.models.items():
-        base = build.add("base", model.base, weights.Spec(base=model.base, revision=model.revision), {})
+        base = _base(build, model)
         for variant in expand(model, seed=suite.seed):
             trained = None
             if variant.training is not None:
@@ -143,18 +138,51 @@ def plan(suite: Suite, *, digest: Digest) -> Plan:
     return Plan(suite, tuple(build.steps.values()), tuple(rows))
 
 
+def _checked(build: Builder, suite: Suite, train_set: Step, heldout: Mapping[str, Step]) -> Step:
+    """The leakage check that training waits for."""
+    spec = leakage.Spec(
+        allow=suite.allow_leakage.reason if suite.allow_leakage else "",
+        # Where equal transcripts need not leave training, they are no leak.
+        ignore=[] if "transcript" in suite.train.drop_heldout else ["transcript"],
+    )
+    sealed = {"train": (train_set,), "heldout": tuple(heldout.values())}
+    return build.add("leakage", "train against held-out", spec, sealed)
+
+
+def _base(build: Builder, model: Candidate) -> Step:
+    return build.add("base", model.base, model.base_step(), {})
+
+
+def _exported(build: Builder, name: str, variant: str, export: Runnable, model: Step) -> Step:
+    if not isinstance(export, ExportSpec):
+        return model  # published as it is run
+    return build.add("export", f"{name} {variant} {export.label}", export, {"model": (model,)})
+
+
+def _listen(build: Builder, suite: Suite, name: str, what: str, clips: Step) -> Step:
+    """The step in which an untrained model, in its first export that a runtime of the suite runs, transcribes a set."""
+    model = suite.models[name]
+    fitting = [pair for pair in product(model.runnable, suite.score.runtimes) if pair[0].kind in pair[1].accepts]
+    if not fitting:
+        raise SuiteError(f"no runtime of score.runtimes runs an export of '{name}', which `agrees_with` needs; add one")
+    export, runtime = fitting[0]
+    exported = _exported(build, name, ZERO_SHOT, export, _base(build, model))
+    heard = f"{name}_{ZERO_SHOT}_{export.label} candidates {what}"
+    return build.add("transcribe", heard, runtime, {"export": (exported,), "heldout": (clips,)})
+
+
 def _rows(  # noqa: PLR0917  # the parts of one suite, in the order of the data
-    build: _Builder,
+    build: Builder,
     suite: Suite,
-    named: tuple[str, ModelSpec],
+    named: tuple[str, Candidate],
     variant: Variant,
     base: Step,
     trained: Step | None,
     heldout: Mapping[str, Step],
 ) -> Iterator[Row]:
     name, model = named
-    for export, (set_name, subset) in product(model.export, heldout.items()):
-        exported = build.add("export", f"{name} {variant.name} {export.label}", export, {"model": (trained or base,)})
+    for export, (set_name, subset) in product(model.runnable, heldout.items()):
+        exported = _exported(build, name, variant.name, export, trained or base)
         fitting = [runtime for runtime in suite.score.runtimes if export.kind in runtime.accepts]
         for runtime in fitting:
             row = _row_name(name, variant, export, runtime, several=len(fitting) > 1)
@@ -184,7 +212,7 @@ def _rows(  # noqa: PLR0917  # the parts of one suite, in the order of the data
             )
 
 
-def _row_name(name: str, variant: Variant, export: ExportSpec, runtime: RuntimeSpec, *, several: bool) -> str:
+def _row_name(name: str, variant: Variant, export: Runnable, runtime: RuntimeSpec, *, several: bool) -> str:
     parts = [name, variant.name, export.label, *([runtime.label] if several else [])]
     return "_".join(parts)
 

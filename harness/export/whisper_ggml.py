@@ -8,12 +8,12 @@ Unlike `models/convert-h5-to-ggml.py`, what is stored as float32 is not rounded 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Literal
 
 from harness.errors import ExportError
 from harness.export.checkpoint import Checkpoint, read_json
 from harness.export.mel import filter_bank
-from harness.suite.spec import ExportSpec
+from harness.suite.spec import ExportSpec, OneOrMore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ class Spec(ExportSpec):
     kind: Literal["whisper_ggml"] = "whisper_ggml"
     accepts: ClassVar[tuple[str, ...]] = ("whisper",)
 
-    quantize: Literal["f16", "f32"] = "f16"
+    quantize: Annotated[Literal["f16", "f32"], OneOrMore()] = "f16"
 
     @property
     def label(self) -> str:

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from harness.errors import Problem, SuiteError
 from harness.suite.document import Document, dotted, read
 from harness.suite.kinds import kinds
-from harness.suite.model import combinations, variant_name
-from harness.suite.references import entries, mapping, reference_faults
+from harness.suite.model import ModelSpec, combinations, variant_name
+from harness.suite.references import entries, reference_faults
 from harness.suite.schema import Suite
+from harness.suite.sources import mapping
 from harness.suite.wording import Fault, did_you_mean, fault, found, unknown
 
 if TYPE_CHECKING:
@@ -47,13 +48,14 @@ def _parse(document: Document) -> tuple[Suite | None, list[Fault]]:
         if document.faults:
             return None, []
         return None, [((), f"expected a mapping that starts with `suite: NAME`, found {found(data)}")]
+    folder = Path(document.file).parent
     faults: list[Fault] = []
     suite = None
     try:
-        suite = Suite.model_validate(_absolute(data, Path(document.file).parent))
+        suite = Suite.model_validate(_absolute(data, folder))
     except ValidationError as error:
         faults += [fault(detail, root=Suite) for detail in error.errors(include_url=False)]
-    faults += reference_faults(data)
+    faults += [*reference_faults(data), *_file_faults(data, folder)]
     faults += [item for name, model in entries(data, "models") for item in _variant_faults(name, model)]
     if suite is not None and not faults:
         faults += [*_label_faults(suite), *_expansion_faults(suite)]
@@ -61,26 +63,46 @@ def _parse(document: Document) -> tuple[Suite | None, list[Fault]]:
 
 
 def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The data with `path` of datasets, and `base` of models where it is a folder, relative to the suite's folder."""
+    """The data with the paths in it absolute.
+
+    These are `path` of datasets, `base` of models where it is a folder, and the training set's `exclude`.
+    """
 
     def resolved(section: str, field: str, *, only_existing: bool) -> Any:
         changed = {}
         for name, entry in entries(data, section):
             value = entry.get(field)
             if isinstance(value, str) and value:
-                path = (folder / _at_home(value)).resolve()
+                path = _inside(folder, value)
                 if path.is_dir() or not only_existing:
                     changed[name] = {**entry, field: str(path)}
         return {**data[section], **changed} if changed else data[section]
 
-    return {
-        **data,
-        **{
-            section: resolved(section, field, only_existing=only_existing)
-            for section, field, only_existing in (("datasets", "path", False), ("models", "base", True))
-            if section in data
-        },
+    absolute = {
+        section: resolved(section, field, only_existing=only_existing)
+        for section, field, only_existing in (("datasets", "path", False), ("models", "base", True))
+        if section in data
     }
+    exclude = _excluded(data)
+    if exclude:
+        absolute["train"] = {**data["train"], "exclude": str(_inside(folder, exclude))}
+    return {**data, **absolute}
+
+
+def _excluded(data: dict[str, Any]) -> str:
+    name = mapping(data.get("train")).get("exclude")
+    return name if isinstance(name, str) else ""
+
+
+def _file_faults(data: dict[str, Any], folder: Path) -> Iterator[Fault]:
+    """A file that would be missed only after hours of preparation."""
+    name = _excluded(data)
+    if name and not _inside(folder, name).is_file():
+        yield ("train", "exclude"), f"there is no file {_inside(folder, name).as_posix()}"
+
+
+def _inside(folder: Path, text: str) -> Path:
+    return (folder / _at_home(text)).resolve()
 
 
 def _at_home(text: str) -> Path:
@@ -97,7 +119,10 @@ def _variant_faults(name: str, model: dict[str, Any]) -> Iterator[Fault]:
     """
     if not isinstance(model.get("kind"), str) or model["kind"] not in kinds("model"):
         return
-    training = kinds("model")[model["kind"]].Spec.model_fields["train"].annotation
+    spec = kinds("model")[model["kind"]].Spec
+    if not issubclass(spec, ModelSpec):
+        return
+    training: Any = spec.model_fields["train"].annotation
     known, declared = list(training.model_fields), mapping(model.get("train"))
     already = _faults_of(training, declared)
     grid: list[tuple[Place, str, Any]] = [
@@ -129,6 +154,8 @@ def _faults_of(training: type[Spec], fields: dict[str, Any]) -> list[Fault]:
 def _expansion_faults(suite: Suite) -> Iterator[Fault]:
     """Variants whose fields are right one by one, but not together."""
     for name, model in suite.models.items():
+        if not isinstance(model, ModelSpec):
+            continue
         declared = model.train.model_dump(exclude_unset=True)
         for fields in [*combinations(model.grid), *model.variants.values()]:
             for _, message in _faults_of(type(model.train), {**declared, **fields}):
@@ -138,7 +165,7 @@ def _expansion_faults(suite: Suite) -> Iterator[Fault]:
 def _label_faults(suite: Suite) -> Iterator[Fault]:
     """Exports of one model, and runtimes, that the board could not tell apart."""
     lists: list[tuple[Place, list[str]]] = [
-        (("models", name, "export"), [export.label for export in model.export]) for name, model in suite.models.items()
+        (("models", name, "export"), [item.label for item in model.runnable]) for name, model in suite.models.items()
     ]
     lists.append((("score", "runtimes"), [runtime.label for runtime in suite.score.runtimes]))
     for place, labels in lists:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from harness.core import targets, text
 from harness.suite.kinds import KindOf
 from harness.suite.spec import ExportSpec, Name, Seed, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 ZERO_SHOT = "zero-shot"
 """The variant that nobody trained: the base model as it is."""
@@ -21,17 +29,67 @@ SHORT = {"learning_rate": "lr", "warmup_steps": "warmup", "batch_size": "batch",
 """Field → its short form in a variant's name; other fields stand in full."""
 
 
+class TextPolicy(Spec):
+    """What transcripts become before a model learns to write them; `text: lower` is short for `{case: lower}`."""
+
+    case: targets.Case = Field(
+        default="as_is",
+        description="as_is: as the corpus writes. lower: lower case, no punctuation. cased: with case and punctuation; "
+        "clips without either are left out.",
+    )
+    yo: targets.Yo = Field(default="keep", description="fold: ё becomes е.")
+    digits: targets.Digits = Field(default="keep", description="words: 5 becomes пять.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return {"case": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"enum": list(get_args(targets.Case))}, handler(schema)]}
+
+    def identity(self) -> dict[str, Any]:
+        """With the versions of the rules behind it."""
+        return {**super().identity(), "version": [targets.VERSION, text.VERSION]}
+
+
 class TrainingSpec(Spec):
     """How one variant is trained; the step's spec."""
 
     seed: Seed = Field(default=17, description="Of the data order and dropout; the suite's seed unless given here.")
+    text: TextPolicy = Field(default=TextPolicy(), description="What the model learns to write.")
 
 
-class ModelSpec(Spec):
-    """A kind of model: a file in `harness/train/` whose `Spec` adds `kind` and `train`."""
+class Runnable(Protocol):
+    """What a runtime is given: a kind of export, or a published model as it is."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+
+class Candidate(Spec):
+    """A kind of model, with rows on the board: a file in `harness/train/`."""
 
     kind: str
-    base: str = Field(description="A local folder or a hub id.")
+    base: str = Field(min_length=1, description="A local folder or a hub id.")
+
+    def base_step(self) -> Spec:
+        """The step that places the base weights."""
+        raise NotImplementedError
+
+    @property
+    def runnable(self) -> Sequence[Runnable]:
+        """The forms in which it is scored."""
+        raise NotImplementedError
+
+
+class ModelSpec(Candidate):
+    """A model that is trained and exported; its `Spec` adds `train`."""
+
     revision: str = Field(default="main", description="Branch, tag or commit of the hub id.")
     zero_shot: bool = Field(default=True, description="Score the untrained base model as a row of its own.")
     train: TrainingSpec
@@ -43,6 +101,10 @@ class ModelSpec(Spec):
     )
     export: list[Annotated[ExportSpec, KindOf("export")]] = Field(min_length=1)
 
+    @property
+    def runnable(self) -> Sequence[Runnable]:
+        return [export for declared in self.export for export in declared.spread()]
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -53,11 +115,14 @@ class Variant:
     """None: zero-shot."""
 
 
-def expand(model: ModelSpec, *, seed: int) -> list[Variant]:
+def expand(model: Candidate, *, seed: int) -> list[Variant]:
     """All variants of a model: zero-shot, then the grid in its written order, then the named ones.
 
-    Without a grid and without named variants, `train` itself is the one variant, TUNED.
+    Without a grid and without named variants, `train` itself is the one variant, TUNED. What is not trained has the
+    one variant ZERO_SHOT.
     """
+    if not isinstance(model, ModelSpec):
+        return [Variant(ZERO_SHOT, None)]
     changes = [(variant_name(fields), fields) for fields in combinations(model.grid)]
     changes += model.variants.items()
     tuned = [Variant(name, trained_as(model, {"seed": seed}, fields)) for name, fields in changes or [(TUNED, {})]]

@@ -9,23 +9,22 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from harness.suite.kinds import kinds
-from harness.suite.model import TUNED, ZERO_SHOT, combinations, variant_name
-from harness.suite.wording import Fault, did_you_mean, unknown
+from harness.suite.model import TUNED, ZERO_SHOT, ModelSpec, combinations, variant_name
+from harness.suite.sources import mapping, source_faults
+from harness.suite.wording import Fault, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from harness.suite.document import Place
 
-SPLITS = ("train", "dev", "test")
-"""What a dataset's `split` rule divides into."""
 MAX_COMBINATIONS = 1000
 
 
 def reference_faults(data: dict[str, Any]) -> list[Fault]:
     """All faults between the parts of a suite; parts of a wrong type are passed over."""
     return [
-        *_dataset_faults(data),
+        *source_faults(data),
         *_export_faults(data),
         *_role_faults(data),
         *_variant_faults(data),
@@ -33,62 +32,20 @@ def reference_faults(data: dict[str, Any]) -> list[Fault]:
     ]
 
 
-def mapping(value: Any) -> dict[str, Any]:
-    """`value` if it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
 def entries(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The named entries of a section that are mappings, as they should be."""
     return ((name, entry) for name, entry in mapping(data.get(section)).items() if isinstance(entry, dict))
-
-
-def _dataset_faults(data: dict[str, Any]) -> Iterator[Fault]:
-    datasets = data.get("datasets")
-    if not isinstance(datasets, dict):
-        return
-    used = set()
-    for place, source in _sources(data):
-        name, slash, split = source.partition("/")
-        used.add(name)
-        if name not in datasets:
-            declared = f"declared: {', '.join(datasets) or 'none'}"
-            yield place, f"dataset '{name}' is not declared{did_you_mean(name, datasets)} ({declared})"
-        elif not slash or not split:
-            yield place, f"'{source}' names a dataset without its split; write '{name}/train', '{name}/dev' or the like"
-        elif mapping(datasets[name]).get("split") and split not in SPLITS:
-            yield place, unknown("split", split, known=SPLITS)
-    # Where a section is missing or misspelled, that is the mistake to mend.
-    if all(isinstance(data.get(section), dict) for section in ("train", "heldout")):
-        for name in datasets:
-            if name not in used:
-                yield (
-                    ("datasets", name),
-                    f"nothing uses dataset '{name}'; refer to it under train or heldout, or remove it",
-                )
-
-
-def _sources(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:
-    sections: list[tuple[Place, Any]] = [(("train",), data.get("train"))]
-    sections += [(("heldout", name), entry) for name, entry in entries(data, "heldout")]
-    for place, section in sections:
-        sources = mapping(section).get("from")
-        if isinstance(sources, str):
-            yield (*place, "from"), sources
-        for index, source in enumerate(sources if isinstance(sources, list) else []):
-            if isinstance(source, str):
-                yield (*place, "from", index), source
 
 
 def _export_faults(data: dict[str, Any]) -> Iterator[Fault]:
     """Every export suits its model and has a runtime; every runtime has an export."""
     runtimes = _kinds_in(mapping(data.get("score")).get("runtimes"))
     accepted = {index: _accepted("runtime", kind) for index, kind in runtimes.items()}
-    exports = {(name, index): kind for name, model in entries(data, "models") for index, kind in _exports_of(model)}
+    exports = {place: kind for name, model in entries(data, "models") for place, kind in _runnable(name, model)}
     # A kind that is not known may be the very one that fits: its own mistake comes first.
-    for (name, index), kind in exports.items():
-        place: Place = ("models", name, "export", index)
-        fitting, family = _accepted("export", kind), data["models"][name].get("kind")
+    for place, kind in exports.items():
+        name = str(place[1])
+        fitting, family = _fitting(kind), data["models"][name].get("kind")
         if fitting is not None and family in list(kinds("model")) and family not in fitting:
             yield place, f"export '{kind}' takes {' or '.join(fitting)}, but '{name}' is {family}"
         if fitting is None or None in accepted.values() or not accepted:
@@ -100,15 +57,28 @@ def _export_faults(data: dict[str, Any]) -> Iterator[Fault]:
                 place,
                 f"{message}; add one of: {', '.join(able)}" if able else f"{message}, and none is known that does",
             )
-    if not exports or any(_accepted("export", kind) is None for kind in exports.values()):
+    if not exports or any(_fitting(kind) is None for kind in exports.values()):
         return
     for index, takes in accepted.items():
         if takes is not None and not set(takes) & set(exports.values()):
             yield ("score", "runtimes", index), f"no model exports what '{runtimes[index]}' runs ({', '.join(takes)})"
 
 
-def _exports_of(model: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    yield from _kinds_in(model.get("export")).items()
+def _runnable(name: str, model: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    """Where each kind of export of a model stands; of a published model, the model itself is what is run."""
+    kind = model.get("kind")
+    if isinstance(kind, str) and _is_published(kind):
+        yield ("models", name), kind
+    yield from ((("models", name, "export", index), item) for index, item in _kinds_in(model.get("export")).items())
+
+
+def _is_published(kind: str) -> bool:
+    return kind in kinds("model") and not issubclass(kinds("model")[kind].Spec, ModelSpec)
+
+
+def _fitting(kind: str) -> tuple[str, ...] | None:
+    """The kinds of model that a kind of export takes; None for a kind that is not known."""
+    return (kind,) if _is_published(kind) else _accepted("export", kind)
 
 
 def _kinds_in(items: Any) -> dict[int, str]:
@@ -161,6 +131,9 @@ def _grid_size(model: dict[str, Any]) -> int:
 
 def _variants(name: str, model: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     """Where each variant of a model is declared, and its name."""
+    if isinstance(model.get("kind"), str) and _is_published(model["kind"]):
+        yield ("models", name), ZERO_SHOT
+        return
     grid = {field: values for field, values in mapping(model.get("grid")).items() if isinstance(values, list)}
     named = mapping(model.get("variants"))
     if model.get("zero_shot", True):

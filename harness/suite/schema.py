@@ -4,33 +4,58 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field
 
 from harness.suite.kinds import KindOf
-from harness.suite.model import ZERO_SHOT, ModelSpec
+from harness.suite.mix import Filter, Heldback, Share, Texts, Where
+from harness.suite.model import ZERO_SHOT, Candidate
 from harness.suite.spec import DatasetSpec, Name, RuntimeSpec, Seed, Spec
 
 Metric = Literal["wer", "cer", "rtf", "latency", "memory", "size"]
-Sources = Annotated[
-    list[str],
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-    Field(min_length=1),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
-]
-"""One `dataset/split` or a list of them."""
 
 
 class Train(Spec):
-    """What every variant trains on."""
+    """What every variant trains on: `from`, all of some sources, or `mix`, so much of each."""
 
-    sources: Sources = Field(alias="from", description="`dataset/split`, or several.")
+    listed: Texts | None = Field(default=None, alias="from", description="`dataset/split`, or several.")
+    mix: dict[str, Share] | None = Field(
+        default=None,
+        min_length=1,
+        description="`dataset` (its train) or `dataset/split` → all, 100h, a weight, or {take, filter, where}.",
+    )
+    filter: Filter = Field(default=Filter(), description="What every clip must fulfil.")
+    drop_heldout: list[Heldback] = Field(
+        default=["transcript"],
+        description="Clips leave training that share this with a held-out set; speakers within one dataset.",
+    )
+    exclude: str | None = Field(
+        default=None, min_length=1, description="JSON lines with the `id` of clips that leave training."
+    )
+
+    @property
+    def shares(self) -> dict[str, Share]:
+        """`dataset/split` → how much of it, however the suite says it."""
+        mix = self.mix if self.mix is not None else {source: Share() for source in self.listed or []}
+        return {source if "/" in source else f"{source}/train": share for source, share in mix.items()}
+
+    @property
+    def sources(self) -> list[str]:
+        """`dataset/split` of all that training draws on."""
+        return list(self.shares)
 
 
 class Heldout(Spec):
     """A set that no variant trains on."""
 
-    sources: Sources = Field(alias="from", description="`dataset/split`, or several.")
+    sources: Texts = Field(alias="from", description="`dataset/split`, or several.")
+    where: Where = Field(default={}, description="Tag → value or values that its clips must have.")
     role: Literal["dev", "test"] = Field(description="dev: variants are chosen here. test: sealed, for the verdict.")
+
+
+class Leakage(Spec):
+    """The way past the leakage check."""
+
+    reason: str = Field(min_length=10, description="Why leaks are accepted; stands beside the results.")
 
 
 class Scoring(Spec):
@@ -74,7 +99,8 @@ class Suite(Spec):
     datasets: dict[Name, Annotated[DatasetSpec, KindOf("dataset")]] = Field(min_length=1)
     train: Train
     heldout: dict[Name, Heldout] = Field(min_length=1)
-    models: dict[Name, Annotated[ModelSpec, KindOf("model")]] = Field(min_length=1)
+    allow_leakage: Leakage | None = None
+    models: dict[Name, Annotated[Candidate, KindOf("model")]] = Field(min_length=1)
     score: Scoring
     gate: Gate = Gate()
     promote: Promotion | None = None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidatorFunctionWrapHandler
+    from pydantic.json_schema import JsonSchemaValue
 
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -53,13 +58,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class Split(Spec):
-    """How recordings without a split of their own are divided; what is neither dev nor test is train."""
+RULED = ("train", "dev", "test")
+"""What a `Split` divides into."""
 
-    dev: float = Field(default=0.1, gt=0, lt=1, description="Fraction of the recordings.")
-    test: float = Field(default=0.2, gt=0, lt=1, description="Fraction of the recordings.")
-    by: Literal["recording", "speaker"] = Field(
-        default="recording", description="What never lies in two splits, beside equal transcripts."
+
+class Split(Spec):
+    """How recordings without a split of their own are divided; what is neither dev nor test is train.
+
+    Where all recordings have a split of their own, only what the corpus lacks of dev and test is taken, out of its
+    train.
+    """
+
+    dev: float = Field(default=0.1, ge=0, lt=1, description="Fraction of the recordings.")
+    test: float = Field(default=0.2, ge=0, lt=1, description="Fraction of the recordings.")
+    by: Literal["auto", "recording", "speaker"] = Field(
+        default="auto",
+        description="What never lies in two splits, beside equal transcripts. auto: the speaker where one is named, "
+        "else the recording.",
     )
 
     @model_validator(mode="after")
@@ -79,9 +94,31 @@ class DatasetSpec(Spec):
     kind: str
     split: Split | None = None
 
+    own_splits: ClassVar[tuple[str, ...] | None] = None
+    """What the corpus itself divides into; None where only its files tell."""
+
+
+class OneOrMore:
+    """Marks a field of an export that a suite may give a list: `ExportSpec.spread` makes an export of each value."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def validate(value: Any, one: ValidatorFunctionWrapHandler) -> Any:
+            if not isinstance(value, list):
+                return one(value)
+            if not value:
+                raise ValueError("expected at least one value, found an empty list")
+            return [one(item) for item in value]
+
+        return core_schema.no_info_wrap_validator_function(validate, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        one = handler(schema)
+        default = {"default": one.pop("default")} if "default" in one else {}
+        return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}], **default}
+
 
 class ExportSpec(Spec):
-    """A kind of export: a file in `harness/export/`. Its step takes `inputs["model"]`, a Hugging Face folder."""
+    """A kind of export: a file in `harness/export/`. Its step takes `inputs["model"]`, a base or trained model."""
 
     kind: str
     accepts: ClassVar[tuple[str, ...]] = ()
@@ -91,6 +128,14 @@ class ExportSpec(Spec):
     def label(self) -> str:
         """What the board calls it, fit for a file name: `onnx-fp32`, `ggml-f16`."""
         raise NotImplementedError
+
+    def spread(self) -> list[Self]:
+        """The exports that this one stands for: `quantize: [fp32, int8]` are two."""
+        several = {name: value for name, value in self if isinstance(value, list)}
+        return [
+            self.model_copy(update=dict(zip(several, values, strict=True)))
+            for values in itertools.product(*several.values())
+        ]
 
 
 class RuntimeSpec(Spec):

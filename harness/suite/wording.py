@@ -71,9 +71,12 @@ def unknown(what: str, name: str, *, known: Iterable[str]) -> str:
     return f"unknown {what} '{name}'{near}{listed}"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'NEAREST'?`, or nothing where no spelling is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """`; did you mean 'NEAREST'?`, or nothing where no spelling is near.
+
+    cutoff: how much of the two is alike, from 0 to 1.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
@@ -91,6 +94,8 @@ def _expected(detail: ErrorDetails) -> str:
     context = detail.get("ctx", {})
     if detail["type"] == "string_pattern_mismatch" and context["pattern"] == NAME_PATTERN:
         return "a name of letters, digits, '.', '_' and '-' that starts with a letter or digit"
+    if detail["type"] == "string_too_short" and context["min_length"] > 1:
+        return f"at least {context['min_length']} letters"
     if detail["type"] in EXPECTED:
         return EXPECTED[detail["type"]].format(**context)
     return detail["msg"].removeprefix("Input should be ")

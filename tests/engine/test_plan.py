@@ -7,9 +7,10 @@ import pytest
 
 from harness.core import text
 from harness.core.artifact import Resources
-from harness.engine.plan import Plan, _Builder, plan
+from harness.engine.plan import Builder, Plan, plan
 from harness.errors import SuiteError
 from harness.suite.load import load
+from harness.suite.mix import Criteria
 from harness.suite.spec import Spec
 from tests.boards import SUITE
 
@@ -38,7 +39,10 @@ def table(planned: Plan) -> str:
     numbers = {step.key: number for number, step in enumerate(planned.steps, start=1)}
     lines = []
     for step in planned.steps:
-        roles = [f"{role} {' '.join(str(numbers[need.key]) for need in needs)}" for role, needs in step.inputs.items()]
+        read = {role: [numbers[need.key] for need in needs] for role, needs in step.inputs.items()}
+        if step.stage == "select" and "heldout" in read:
+            read["heldout"].sort()  # they stand in the order of their keys
+        roles = [f"{role} {' '.join(map(str, found))}" for role, found in read.items()]
         after = [f"after {numbers[need.key]}" for need in step.after]
         lines.append(f"{numbers[step.key]:>2} {step.name} <- {', '.join(roles + after) or 'nothing'}")
     return "\n".join(lines) + "\n"
@@ -93,7 +97,7 @@ def test_training_waits_for_the_leakage_check_but_is_not_keyed_by_it(tmp_path: P
     for planned in (before, wider):
         trained = [step for step in planned.steps if step.stage == "train"]
         assert all([need.stage for need in step.after] == ["leakage"] for step in trained)
-    # One more sealed set: another leakage check, the same models.
+    # One more name of a sealed set: another leakage check, the same models.
     assert keys(before, "leakage") != keys(wider, "leakage")
     assert keys(before, "train", "export", "base") == keys(wider, "train", "export", "base")
     assert differing(before, wider) == {"leakage"}
@@ -184,9 +188,9 @@ def test_equal_work_is_one_step(tmp_path: Path) -> None:
     )
     assert len({step.key for step in planned.steps}) == len(planned.steps)
     assert [step.name for step in planned.steps if step.stage == "select"] == [
-        "select train",
         "select dev",
         "select test",
+        "select train",
     ]
     # Two names of one set are still two lines of the board.
     assert {row.heldout for row in planned.rows} == {"dev", "again", "test"}
@@ -219,6 +223,110 @@ def test_folder_and_resources_of_a_step(tmp_path: Path) -> None:
     assert next(step for step in planned.steps if step.stage == "select").resources == Resources()
 
 
+FROM = "train: {from: aelita/train}"
+MIX = """\
+  voice: {kind: manifest, path: voice.jsonl}
+train:
+  mix:
+    aelita: 1h
+    voice: {take: 2h, filter: {max_cer: 0.2, agrees_with: base}, where: {part: [a, b]}}
+  filter: {duration_s: [0.5, 30], max_hours_per_speaker: 3}
+"""
+
+
+def test_plan_of_a_mix(tmp_path: Path) -> None:
+    planned = small(tmp_path, (f"{FROM}\n", MIX))
+    assert table(planned).splitlines()[:11] == [
+        " 1 prepare aelita <- nothing",
+        " 2 prepare voice <- nothing",
+        " 3 select dev <- datasets 1",
+        " 4 select test <- datasets 1",
+        " 5 select candidates voice/train <- datasets 2, heldout 3 4",
+        " 6 base openai/whisper-base <- nothing",
+        " 7 export base zero-shot onnx-fp32 <- model 6",
+        " 8 transcribe base_zero-shot_onnx-fp32 candidates voice/train <- export 7, heldout 5",
+        " 9 select train <- datasets 1 2, heldout 3 4, transcripts 8",
+        "10 leakage train against held-out <- train 9, heldout 3 4",
+        "11 transcribe base_zero-shot_onnx-fp32 dev <- export 7, heldout 3",
+    ]
+    candidates, train = planned.steps[4].spec, planned.steps[8].spec
+    everywhere = Criteria(duration_s=[0.5, 30], max_hours_per_speaker=3)
+    assert [part.label for part in train.parts] == ["aelita/train", "voice/train"]
+    assert [part.criteria for part in train.parts] == [[everywhere]] * 2
+    assert [part.max_cer for part in train.parts] == [[], [0.2]]
+    assert [part.hours for part in train.parts] == [1, 2]
+    # What is listened to is filtered before, but capped only by what is kept.
+    (heard,) = candidates.parts
+    assert (heard.criteria, heard.max_cer, heard.hours) == ([Criteria(duration_s=[0.5, 30])], [], 6)
+    assert heard.where == {"part": ["a", "b"]}
+    assert len(planned.rows) == 3 * 2 * 2, "listening for training is no row"
+
+
+@pytest.mark.parametrize(
+    ("new", "stages"),
+    [
+        ("train: {mix: {aelita: all}}", set()),
+        ("train: {mix: {aelita/train: 1}, filter: {}}", set()),
+        ("train: {from: aelita/train, drop_heldout: [transcript, transcript]}", set()),
+        ("train: {from: aelita/train}\nallow_leakage: {reason: one and the same reader}", {"leakage"}),
+        ("train: {mix: {aelita: 2}}", {"select", "leakage", "train", "export", "transcribe", "score"}),
+        ("train: {from: aelita/train, filter: {alphabet: ru}}", AFTER_SELECT),
+        ("train: {from: aelita/train, drop_heldout: [recording]}", AFTER_SELECT),
+        ("train: {from: aelita/train, drop_heldout: []}", AFTER_SELECT),
+    ],
+)
+def test_what_another_training_set_computes_again(tmp_path: Path, new: str, stages: set[str]) -> None:
+    before, after = small(tmp_path), small(tmp_path, (FROM, new))
+    assert differing(before, after) == stages
+    assert keys(before, "base") == keys(after, "base")
+    selections = keys(before, "select")
+    assert {name for name in selections if selections[name] != keys(after, "select")[name]} <= {"select train"}
+
+
+def test_names_roles_and_order_of_held_out_sets_do_not_train_anew(tmp_path: Path) -> None:
+    dev, test = "  dev: {from: aelita/dev, role: dev}\n", "  test: {from: aelita/test, role: test}\n"
+    before = small(tmp_path)
+    swapped = small(tmp_path, (dev + test, f"{test.replace('test:', 'sealed:')}{dev}"))
+    assert keys(before, "train") == keys(swapped, "train")
+
+
+def test_held_out_sets_count_for_training_only_where_they_may_take_from_it(tmp_path: Path) -> None:
+    more = ("  test: {", "  far: {from: aelita/test, where: {room: far}, role: test}\n  test: {")
+    kept = (FROM, "train: {from: aelita/train, drop_heldout: []}")
+    assert differing(small(tmp_path), small(tmp_path, more)) == {"select", "leakage", "train"} | AFTER_SELECT
+    assert differing(small(tmp_path, kept), small(tmp_path, kept, more)) == {"leakage"}
+
+
+def test_transcripts_that_may_be_shared_are_no_leak(tmp_path: Path) -> None:
+    def ignored(drop: str) -> list[str]:
+        planned = small(tmp_path, (FROM, f"train: {{from: aelita/train, drop_heldout: {drop}}}"))
+        (check,) = (step.spec for step in planned.steps if step.stage == "leakage")
+        return list(check.ignore)
+
+    assert ignored("[transcript]") == ignored("[speaker, transcript]") == []
+    assert ignored("[]") == ignored("[recording]") == ["transcript"]
+
+
+def test_the_reason_for_a_leak_reaches_the_check(tmp_path: Path) -> None:
+    planned = small(tmp_path, (FROM, f"{FROM}\nallow_leakage: {{reason: one and the same reader}}"))
+    (check,) = (step.spec for step in planned.steps if step.stage == "leakage")
+    assert check.allow == "one and the same reader"
+
+
+def test_excluded_clips_count_by_the_content_of_their_list(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    for name in ("one.jsonl", "two.jsonl"):
+        (tmp_path / "lists" / name).write_text("", encoding="utf-8")
+
+    def planned(name: str, content: str) -> Plan:
+        text = SUITE.replace(FROM, f"train: {{from: aelita/train, exclude: lists/{name}}}")
+        (tmp_path / "small.yaml").write_text(text, encoding="utf-8")
+        return plan(load(tmp_path / "small.yaml"), digest=lambda path: content if path.suffix == ".jsonl" else "")
+
+    assert keys(planned("one.jsonl", "a")) == keys(planned("two.jsonl", "a"))
+    assert differing(planned("one.jsonl", "a"), planned("one.jsonl", "b")) >= {"select", "train"}
+
+
 class Sample(Spec):
     """For the golden key."""
 
@@ -228,7 +336,7 @@ class Sample(Spec):
 
 def test_golden_key() -> None:
     """A change of how keys are made throws every store away: it must be meant."""
-    build = _Builder(digest)
+    build = Builder(digest)
     first = build.add("prepare", "a", Sample(), {})
     second = build.add("train", "b", Sample(rate=0.5), {"base": (first,)}, (first,))
     where = f'"kind":"{__name__}","outside":[]'

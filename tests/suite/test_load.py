@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from harness.errors import SuiteError
 from harness.suite import document
+from harness.suite.kinds import FOLDERS, kinds
 from harness.suite.load import _expansion_faults, load
 from harness.suite.schema import json_schema
 from harness.train import whisper
@@ -88,6 +89,10 @@ def test_a_sound_suite(tmp_path: Path) -> None:
 def cases() -> Iterator[Any]:
     """The blocks of `mistakes.txt`: old text, new text, mistakes."""
     text = (Path(__file__).parent / "mistakes.txt").read_text(encoding="utf-8")
+    known = {what: list(kinds(what)) for what in FOLDERS}
+    known["manifest"] = sorted(kinds("dataset")["manifest"].Spec.model_fields)
+    for what, names in known.items():
+        text = text.replace(f"{{{what}}}", ", ".join(names))
     for block in text.split("\n\n"):
         head, *expected = [line for line in block.splitlines() if not line.startswith("#")] or [""]
         if head:
@@ -102,6 +107,62 @@ def test_each_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, 
     else:
         (tmp_path / "small.yaml").write_text(edited((old, new)), encoding="utf-8")
         load(tmp_path / "small.yaml")
+
+
+@pytest.mark.parametrize(
+    ("source", "rule", "expected"),
+    [
+        ("books/train", "", ""),
+        ("books/tset", ", split: null", "unknown split 'tset'; did you mean 'test'? (known: train, test)"),
+        (
+            "books/dev",
+            ", split: null",
+            (
+                "unknown split 'dev' (known: train, test); to take it out of train, give the dataset "
+                "`split: {dev: 0.01, test: 0.01}` or the like"
+            ),
+        ),
+        ("books/dev", ", split: {dev: 0.01, test: 0}", ""),
+        ("books/validated", ", split: {dev: 0.01, test: 0}", "unknown split 'validated' (known: train, test, dev)"),
+    ],
+)
+def test_splits_of_a_corpus_that_is_known(tmp_path: Path, source: str, rule: str, expected: str) -> None:
+    kind = f"{{kind: golos, path: books{rule}}}"
+    text = edited(("{kind: manifest, path: books.jsonl}", kind), ("books/train", source))
+    if expected:
+        assert mistakes(tmp_path, text) == [f"9: train.from[1]: {expected}"]
+    else:
+        (tmp_path / "small.yaml").write_text(text, encoding="utf-8")
+        assert load(tmp_path / "small.yaml").train.sources == ["aelita/train", source]
+
+
+def test_a_list_of_exclusions_must_be_there(tmp_path: Path) -> None:
+    text = edited(("train: {from:", "train: {exclude: lists/bad.jsonl, from:"))
+    missing = (tmp_path / "lists" / "bad.jsonl").resolve()
+    assert mistakes(tmp_path, text) == [f"9: train.exclude: there is no file {missing.as_posix()}"]
+    missing.parent.mkdir()
+    missing.write_text('{"id": "a"}\n', encoding="utf-8")
+    assert load(tmp_path / "small.yaml").train.exclude == str(missing)
+
+
+@pytest.mark.parametrize(
+    ("share", "hours", "weight"),
+    [("all", None, 1.0), ("100h", 100.0, 1.0), ("1.5 h", 1.5, 1.0), ("2", None, 2.0), ("{take: 0.3}", None, 0.3)],
+)
+def test_shares_of_a_mix(tmp_path: Path, share: str, hours: float | None, weight: float) -> None:
+    mix = f"train: {{mix: {{aelita: {share}, books/public_val: all}}, drop_heldout: []}}"
+    text = edited(("train: {from: [aelita/train, books/train]}", mix))
+    (tmp_path / "small.yaml").write_text(text, encoding="utf-8")
+    train = load(tmp_path / "small.yaml").train
+    assert train.sources == ["aelita/train", "books/public_val"]
+    assert (train.shares["aelita/train"].hours, train.shares["aelita/train"].weight) == (hours, weight)
+    schema = json.loads(json.dumps(json_schema()))
+    assert (
+        list(
+            jsonschema.validators.validator_for(schema)(schema).iter_errors(document.read(tmp_path / "small.yaml").data)
+        )
+        == []
+    )
 
 
 NO_MAPPING = "1: suite: expected a mapping that starts with `suite: NAME`, found"
@@ -209,7 +270,7 @@ def test_fields_that_fit_alone_but_not_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(QUICKSTART.parent.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_suites_are_sound(path: Path) -> None:
-    assert load(path).suite == path.stem
+    assert load(path).suite == path.stem.replace("_", "-")
 
 
 def test_quickstart_is_sound_and_fits_the_schema() -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from harness.suite.model import ZERO_SHOT, combinations, expand, trained_as, variant_name
+from harness.core import targets
+from harness.suite.model import ZERO_SHOT, TextPolicy, combinations, expand, trained_as, variant_name
 from harness.train import whisper
 
 
@@ -95,3 +96,23 @@ def test_changes_are_validated() -> None:
         trained_as(model(), {}, {"learning_rate": 0})
     with pytest.raises(ValidationError, match="not permitted"):
         trained_as(model(), {}, {"learning_rat": 1e-5})
+
+
+def test_a_policy_of_text_has_a_short_form() -> None:
+    short, long = model(train={"text": "lower"}), model(train={"text": {"case": "lower"}})
+    assert short.train.text == long.train.text == TextPolicy(case="lower", yo="keep", digits="keep")
+    variants = expand(model(grid={"text": ["cased", {"case": "lower", "yo": "fold"}]}, zero_shot=False), seed=1)
+    assert [variant.training.text for variant in variants] == [
+        TextPolicy(case="cased"),
+        TextPolicy(case="lower", yo="fold"),
+    ]
+    assert variants[0].name == "textcased"
+    with pytest.raises(ValidationError, match="'as_is', 'lower' or 'cased'"):
+        model(train={"text": "upper"})
+
+
+def test_a_new_version_of_the_policies_is_another_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = whisper.Training().identity()
+    monkeypatch.setattr(targets, "VERSION", targets.VERSION + 1)
+    after = whisper.Training().identity()
+    assert {name for name in before if before[name] != after[name]} == {"text"}

@@ -6,12 +6,13 @@ import importlib
 import pkgutil
 from itertools import chain
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
+from annotated_types import Ge
 from pydantic import ValidationError
 
-from harness.engine.plan import _Builder
+from harness.engine.plan import Builder
 from harness.suite.kinds import FOLDERS, kinds
 from harness.suite.model import TrainingSpec
 from harness.suite.spec import Spec
@@ -19,6 +20,8 @@ from harness.train import whisper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pydantic.fields import FieldInfo
 
 
 def step_specs() -> Iterator[type[Spec]]:
@@ -32,24 +35,43 @@ def step_specs() -> Iterator[type[Spec]]:
 
 
 SPECS = list(step_specs())
+NEEDED = {"harness.data.hub": {"id": "owner/name"}}
+"""Fields without which a spec is refused, though each of them has a default."""
 
 
 def example(annotation: Any) -> Any:
     """Some value for a required field."""
+    annotation = bare(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         return instance(annotation)
     if get_origin(annotation) is list:
         return [example(get_args(annotation)[0])]
+    if get_origin(annotation) is dict:
+        return {"some": example(get_args(annotation)[1])}
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)[0]
     return {str: "some", int: 1, float: 0.5}[annotation]
+
+
+def bare(annotation: Any) -> Any:
+    """`Annotated[X, …]` → X."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def instance(spec: type[Spec]) -> Spec:
     required = {name: field for name, field in spec.model_fields.items() if field.is_required()}
-    return spec.model_validate({name: example(field.annotation) for name, field in required.items()})
+    fields = {name: smallest(field) or example(field.annotation) for name, field in required.items()}
+    return spec.model_validate({**fields, **NEEDED.get(spec.__module__, {})})
+
+
+def smallest(field: FieldInfo) -> float | None:
+    """What a `ge` of the field allows."""
+    return next((item.ge for item in field.metadata if isinstance(item, Ge)), None)
 
 
 def others(value: Any, annotation: Any) -> Iterator[Any]:
     """Values beside `value` that the annotation may allow."""
+    annotation = bare(annotation)
     if get_origin(annotation) in {Union, UnionType}:
         options = get_args(annotation)
         yield from (
@@ -63,8 +85,10 @@ def others(value: Any, annotation: Any) -> Iterator[Any]:
         yield from (item for item in get_args(annotation) if item != value)
     elif get_origin(annotation) is list:
         (item,) = get_args(annotation)
-        yield from ([*value, example(item)] if get_origin(item) is not Literal else value[1:] for _ in "1")
-        yield from ([changed, *value[1:]] for changed in others(value[0], item))
+        yield from ([*value, example(item)], value[1:])
+        yield from ([changed, *value[1:]] for first in value[:1] for changed in others(first, item))
+    elif get_origin(annotation) is dict:
+        yield {**value, **example(annotation)}
     elif isinstance(value, Spec):
         yield from (value.model_copy(update={name: changed}) for name, changed in changes(value))
     elif isinstance(value, bool):
@@ -89,7 +113,7 @@ def changes(spec: Spec) -> Iterator[tuple[str, Any]]:
 
 
 def key(spec: Spec) -> str:
-    return _Builder(lambda path: f"digest of {path.name}").add("stage", "name", spec, {}).key
+    return Builder(lambda path: f"digest of {path.name}").add("stage", "name", spec, {}).key
 
 
 def test_all_steps_are_seen() -> None:
@@ -114,7 +138,11 @@ def test_every_field_counts_or_says_why_not(spec_class: type[Spec]) -> None:
     # A kind has one name; nothing else may be left out.
     single = {name for name, field in spec_class.model_fields.items() if len(get_args(field.annotation)) == 1}
     fixed = {name for name in single if get_origin(spec_class.model_fields[name].annotation) is Literal}
-    assert tried | set(spec_class.not_identity) == set(spec_class.model_fields) - fixed | set(spec_class.not_identity)
+    # Some kinds explain why they refuse what others allow, such as `download: true`.
+    switches = {name for name, field in spec_class.model_fields.items() if field.annotation is bool} - tried
+    assert tried | switches | set(spec_class.not_identity) == set(spec_class.model_fields) - fixed | set(
+        spec_class.not_identity
+    )
     assert fixed <= {"kind"}
     assert set(spec_class.not_identity) <= set(spec_class.model_fields)
     assert all(spec_class.not_identity.values()), "each exception has a reason"
