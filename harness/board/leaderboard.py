@@ -11,6 +11,7 @@ from harness.core.wer import count_errors
 from harness.score.significance import paired_difference
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from harness.core.artifact import Artifact
@@ -21,7 +22,7 @@ COLUMNS = (
     *("rank", "row", "family", "variant", "export", "runtime", "heldout", "split_role"),
     *("wer", "wer_lo", "wer_hi", "cer", "cer_lo", "cer_hi", "num_utterances", "num_failed", "audio_s"),
     *("rtf", "latency_p50_ms", "latency_p95_ms", "load_s", "peak_vram_mib", "peak_ram_mib", "size_mib"),
-    *("tied_with_best", "device", "run_id"),
+    *("tied_with_best", "leakage", "device", "run_id"),
 )
 ROLES = {"test": 0, "dev": 1}
 """The verdict is read on test, so it comes first."""
@@ -44,7 +45,8 @@ def lines(plan: Plan, store: Store, *, run_ids: dict[str, str]) -> list[Line]:
         group.sort(key=lambda pair: (_or_last(pair[1].meta["wer"]), _or_last(pair[1].meta["cer"]), pair[0].row))
         tied = _tied([score for _, score in group], plan)
         for rank, ((row, score), tie) in enumerate(zip(group, tied, strict=True), start=1):
-            board.append(_line(row, score.meta, rank=rank, tied=tie, run_id=run_ids.get(row.scored.key, "")))
+            run_id = run_ids.get(row.scored.key, "")
+            board.append(_line(row, score.meta, rank=rank, tied=tie, leakage=_allowed_leakage(plan), run_id=run_id))
     return board
 
 
@@ -52,7 +54,13 @@ def _or_last(value: float | None) -> float:
     return float("inf") if value is None else value
 
 
-def _line(row: Row, meta: Any, *, rank: int, tied: bool | None, run_id: str) -> Line:
+def _allowed_leakage(plan: Plan) -> str | None:
+    """Why held-out sets may leak into training, on one line; None where they may not."""
+    allowed = plan.suite.allow_leakage
+    return " ".join(allowed.reason.split()) if allowed else None
+
+
+def _line(row: Row, meta: Any, *, rank: int, tied: bool | None, leakage: str | None, run_id: str) -> Line:
     own = {
         "rank": rank,
         "row": row.row,
@@ -63,6 +71,7 @@ def _line(row: Row, meta: Any, *, rank: int, tied: bool | None, run_id: str) -> 
         "heldout": row.heldout,
         "split_role": row.split_role,
         "tied_with_best": tied,
+        "leakage": leakage,
         "run_id": run_id,
     }
     return {name: own[name] if name in own else meta.get(name) for name in COLUMNS}
@@ -110,7 +119,10 @@ def publish(board: list[Line], plan: Plan, store: Store, *, folder: Path) -> Non
 
 
 def render(board: list[Line], *, form: str) -> str:
-    """The board as `csv`, `json` or `md`. What was not measured is empty (csv, md) or null (json), never 0."""
+    """The board as `csv`, `json` or `md`. What was not measured is empty (csv, md) or null (json), never 0.
+
+    Under the table of `md` stands why leakage was allowed, if it was.
+    """
     if form == "json":
         return json.dumps(board, ensure_ascii=False, indent=1) + "\n"
     import pandas as pd
@@ -120,7 +132,14 @@ def render(board: list[Line], *, form: str) -> str:
         return str(frame.to_csv(index=False, lineterminator="\n"))
     shown = [[_cell(line[name]) for name in MARKDOWN] for line in board]
     head = [" | ".join(MARKDOWN.values()), " | ".join("---" for _ in MARKDOWN)]
-    return "".join(f"| {text} |\n" for text in [*head, *(" | ".join(cells) for cells in shown)])
+    table = "".join(f"| {text} |\n" for text in [*head, *(" | ".join(cells) for cells in shown)])
+    return table + "".join(f"\n**{told}**\n" for told in leakage_marks(board))
+
+
+def leakage_marks(board: Sequence[Line]) -> list[str]:
+    """What must stand beside the figures of a board, or of a part of it."""
+    reasons = dict.fromkeys(line["leakage"] for line in board if line["leakage"])
+    return [f"Leakage allowed, the figures may be too good: {reason}" for reason in reasons]
 
 
 MARKDOWN = {
@@ -156,7 +175,8 @@ def read_csv(path: Path) -> list[Line]:
     import pandas as pd
 
     # Only an empty cell is empty: a variant may be called "NA", and a run's name may look like a number.
-    words = dict.fromkeys(("row", "family", "variant", "export", "runtime", "heldout", "device", "run_id"), str)
+    named = ("row", "family", "variant", "export", "runtime", "heldout", "leakage", "device", "run_id")
+    words = dict.fromkeys(named, str)
     frame = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""], float_precision="round_trip")
     return [
         {str(name): None if pd.isna(value) else value for name, value in record.items()}

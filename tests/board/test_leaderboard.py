@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import jiwer
 import pytest
+from rich.console import Console
 
 from harness.board.leaderboard import COLUMNS, lines, publish, read_csv, render
+from harness.terminal import leaderboard
 from tests.boards import NUM_UTTERANCES, SUITE, Finished, finished, mishear
 
 if TYPE_CHECKING:
@@ -171,3 +173,31 @@ def test_json_and_markdown(done: Finished) -> None:
 def test_an_empty_board_has_its_columns() -> None:
     assert next(csv.reader(io.StringIO(render([], form="csv")))) == list(COLUMNS)
     assert json.loads(render([], form="json")) == []
+
+
+REASON = "one reader only, see [the notes] | p. 7"
+
+
+@pytest.fixture(scope="module")
+def leaking(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    # Folded: a reason of several lines is one on the board.
+    declared = f"allow_leakage:\n  reason: |\n    {REASON.replace('reader', 'reader' + chr(10) + '   ')}\n"
+    return finished(tmp_path_factory.mktemp("leaking"), suite=SUITE.replace("models:", f"{declared}models:"))
+
+
+def test_allowed_leakage_marks_every_row(leaking: Finished, done: Finished, tmp_path: Path) -> None:
+    assert {row["leakage"] for row in published(leaking, tmp_path / "leaking")} == {REASON}
+    assert {line["leakage"] for line in read_csv(tmp_path / "leaking" / "leaderboard.csv")} == {REASON}
+    assert {row["leakage"] for row in published(done, tmp_path / "clean")} == {""}
+    assert {line["leakage"] for line in read_csv(tmp_path / "clean" / "leaderboard.csv")} == {None}
+
+
+def test_allowed_leakage_stands_under_every_table(leaking: Finished, done: Finished) -> None:
+    told = f"Leakage allowed, the figures may be too good: {REASON}"
+    assert render(board(leaking), form="md").endswith(f" |\n\n**{told}**\n")
+    assert "Leakage" not in render(board(done), form="md")
+    for finished_suite, marked in ((leaking, True), (done, False)):
+        for table in leaderboard(board(finished_suite), width=200):
+            console = Console(file=io.StringIO(), width=200)
+            console.print(table)
+            assert (told in console.file.getvalue()) == marked, "as written: nothing in a reason is markup"
