@@ -53,9 +53,9 @@ def _normalise_ru(text: str) -> str:
     # NFKC would spell "№" in Latin: "No".
     text = unicodedata.normalize("NFKC", text.replace("№", " ")).lower()
     if any(map(str.isdecimal, text)):
-        text = _spell_numbers(text)
+        text = spell_numbers(text)
     # Never NFKD: without its mark, "мой" would be "мои".
-    return " ".join(text.translate(_LETTERS).split())
+    return words_only(text).replace("ё", "е")
 
 
 def _normalise_strict(text: str) -> str:
@@ -73,10 +73,8 @@ class _Letters(dict[int, int | str | None]):
         char = chr(code)
         category = unicodedata.category(char)
         kept: int | str | None = " "
-        if char == "ё":
-            kept = "е"
         # Soft hyphens and joiners (Cf), and marks that belong to no letter: "й" is one character by now.
-        elif category in {"Cf", "Mn", "Me"}:
+        if category in {"Cf", "Mn", "Me"}:
             kept = None
         elif category[0] in "LMN":
             kept = code
@@ -93,9 +91,23 @@ _FORMS = {
 """How the ending of "5-го" ends → case and gender (p: plural) of the ordinal; the first that fits."""
 
 
-def _spell_numbers(text: str) -> str:
+def words_only(text: str) -> str:
+    """Letters and digits as they are, single spaces for everything else."""
+    return " ".join(text.translate(_LETTERS).split())
+
+
+def spell_numbers(text: str) -> str:
+    """Numbers as words (nominative, or the case that an ending as in "5-го" tells); the rest as it is."""
     text = GROUPED.sub(lambda match: match[0].replace(" ", "").replace(".", ""), text)
-    return NUMBER.sub(lambda match: f" {_spell(match)} ", text)
+    return NUMBER.sub(_set_apart, text)
+
+
+def _set_apart(match: re.Match[str]) -> str:
+    """The words of a number, with a space wherever it touches anything but space and punctuation."""
+    text = match.string
+    before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
+    left, right = ("" if not char or char.translate(_LETTERS) == " " else " " for char in (before, after))
+    return f"{left}{_spell(match)}{right}"
 
 
 def _spell(match: re.Match[str]) -> str:

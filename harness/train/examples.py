@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from harness.core.manifests import HUGGING_FACE_FILE, SAMPLE_RATE_HZ
+from harness.core.files import beside
+from harness.core.manifests import SAMPLE_RATE_HZ, iterate_utterances
 from harness.core.recordings import read_samples
+from harness.core.targets import left_out, target_text
 from harness.errors import DataError
 from harness.train.packing import MAX_LABEL_TOKENS, TOKENS_AROUND_WINDOW, Packing, epoch_size, windows
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from harness.core.artifact import Artifact
+    from harness.core.targets import Policy
 
 MAX_CLIP_S = 30.0
 SAMPLES_PER_TIMESTAMP = 320
@@ -27,36 +30,61 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Clips:
-    """A manifest's clips that fit one window, and how many did not."""
+    """A manifest's clips that can be learnt from and fit one window, and how many others there were."""
 
     table: Any
-    """datasets.Dataset, memory-mapped: audio, sentence, duration, and `tokens`, the encoded sentence."""
+    """datasets.Dataset, memory-mapped: audio, duration_s, text (as it is learnt), and `tokens`, it encoded."""
     folder: Path
+    num_without_text: int
     num_too_long: int
 
     def samples(self, index: int) -> np.ndarray:
         """float32 [num_samples], zero-padded to the timestamp grid."""
         import numpy as np
 
-        samples = read_samples(self.folder / self.table[index]["audio"]["path"])
+        samples = read_samples(self.folder / self.table[index]["audio"])
         return np.pad(samples, (0, -len(samples) % SAMPLES_PER_TIMESTAMP))
 
+    def notes(self, *, of: str, policy: Policy) -> list[str]:
+        """Sentences about the clips that are not in the table. of: train, dev."""
+        long = "are longer than 30 s, or than Whisper's text context, and were left out"
+        too_long = [f"{self.num_too_long} {of} clips {long}"] if self.num_too_long else []
+        return left_out(self.num_without_text, of=of, policy=policy) + too_long
 
-def read_clips(artifact: Artifact, *, tokenizer: Any, cache: Path) -> Clips:
-    """The clips of a prepared set, sentences encoded as Whisper writes them (with a leading space)."""
+
+def read_clips(artifact: Artifact, *, policy: Policy, tokenizer: Any, cache: Path) -> Clips:
+    """The clips of a prepared set, their target texts encoded as Whisper writes them (with a leading space).
+
+    cache: folder for the table, which is streamed into a file: a million clips take no more memory than one batch.
+    """
+    import pyarrow as pa
     from datasets import Dataset
 
-    table = Dataset.from_json(str(artifact.path / HUGGING_FACE_FILE), cache_dir=str(cache))
-    total = len(table)
-    table = table.map(
-        lambda row: {"tokens": tokenizer.encode(f" {row['sentence']}", add_special_tokens=False)},
-        desc=None,
-    )
+    columns = {"audio": pa.string(), "duration_s": pa.float64(), "text": pa.string(), "tokens": pa.list_(pa.int32())}
+    schema = pa.schema(columns)
     fits = MAX_LABEL_TOKENS - TOKENS_AROUND_WINDOW - 2
-    table = table.filter(lambda row: row["duration"] <= MAX_CLIP_S and len(row["tokens"]) <= fits, desc=None)
+    total = num_with_text = 0
+    cache.mkdir(exist_ok=True)
+    file = cache / f"{artifact.path.name}.arrow"
+    # A table that is still mapped into memory must not change under its reader.
+    with pa.ipc.new_stream(str(beside(file)), schema) as writer:
+        for batch in iterate_utterances(artifact.path, columns=["audio", "duration_s", "text"]):
+            rows = [{**row, "text": target_text(row["text"], policy)} for row in batch.to_pylist()]
+            rows = [row for row in rows if row["text"] is not None]
+            total, num_with_text = total + len(batch), num_with_text + len(rows)
+            tokens = (
+                tokenizer([f" {row['text']}" for row in rows], add_special_tokens=False)["input_ids"] if rows else []
+            )
+            rows = [{**row, "tokens": ids} for row, ids in zip(rows, tokens, strict=True) if len(ids) <= fits]
+            rows = [row for row in rows if row["duration_s"] <= MAX_CLIP_S]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+    beside(file).replace(file)
+    table = Dataset.from_file(str(file))
+    clips = Clips(table, artifact.path, total - num_with_text, num_with_text - len(table))
     if not len(table):
-        raise DataError(f"{artifact.path.name}: none of its {total} clips is at most {MAX_CLIP_S:g} s long; cut them")
-    return Clips(table, artifact.path, total - len(table))
+        reasons = "; ".join(clips.notes(of=f"of {total}", policy=policy))
+        raise DataError(f"{artifact.path.name}: no clip is left to train on: {reasons}; cut them, or change the set")
+    return clips
 
 
 class Renderer:
@@ -120,7 +148,7 @@ def training_table(clips: Clips, *, renderer: Renderer, packing: Packing | None,
     from datasets import Dataset
 
     lengths = [len(tokens) for tokens in clips.table["tokens"]]
-    plan = list(islice(windows(clips.table["duration"], lengths, packing=packing, seed=seed), count))
+    plan = list(islice(windows(clips.table["duration_s"], lengths, packing=packing, seed=seed), count))
     table = Dataset.from_dict(
         {"clips": [list(window.clips) for window in plan], "timestamps": [window.timestamps for window in plan]}
     )
@@ -137,7 +165,7 @@ def evaluation_table(clips: Clips, *, renderer: Renderer) -> Any:
 
 
 def windows_per_epoch(clips: Clips, *, packing: Packing | None) -> int:
-    return epoch_size(clips.table["duration"], [len(tokens) for tokens in clips.table["tokens"]], packing=packing)
+    return epoch_size(clips.table["duration_s"], [len(tokens) for tokens in clips.table["tokens"]], packing=packing)
 
 
 def _rendered(table: Any, clips: Clips, renderer: Renderer) -> Any:

@@ -14,6 +14,7 @@ from pydantic import Field
 from harness.core.artifact import Resources
 from harness.core.manifests import write_jsonl
 from harness.suite.model import ModelSpec, TrainingSpec
+from harness.train import weights
 from harness.train.packing import Packing
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class Spec(ModelSpec):
     kind: Literal["whisper"] = "whisper"
     train: Training = Training()
 
+    def base_step(self) -> weights.Spec:
+        return weights.Spec(base=self.base, revision=self.revision)
+
 
 def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     """Train one variant.
@@ -81,8 +85,8 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     base = inputs["base"][0].path / "model"
     processor = WhisperProcessor.from_pretrained(base)
     renderer = Renderer(processor, language=LANGUAGE)
-    train_clips = read_clips(inputs["train"][0], tokenizer=processor.tokenizer, cache=work.scratch / "cache")
-    dev_clips = read_clips(inputs["dev"][0], tokenizer=processor.tokenizer, cache=work.scratch / "cache")
+    reading = {"policy": spec.text, "tokenizer": processor.tokenizer, "cache": work.scratch / "cache"}
+    train_clips, dev_clips = (read_clips(inputs[role][0], **reading) for role in ("train", "dev"))
     per_step = spec.batch_size * spec.gradient_accumulation_steps
     per_epoch = windows_per_epoch(train_clips, packing=spec.packing)
     max_steps = spec.max_steps or math.ceil(spec.epochs * per_epoch / per_step)
@@ -104,11 +108,7 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
         "num_steps": max_steps,
         "num_windows_per_epoch": per_epoch,
         "num_train_clips": len(train_clips.table),
-        "notes": [
-            f"{clips.num_too_long} {name} clips are longer than 30 s, or than Whisper's text context, and were left out"
-            for name, clips in (("train", train_clips), ("dev", dev_clips))
-            if clips.num_too_long
-        ],
+        "notes": train_clips.notes(of="train", policy=spec.text) + dev_clips.notes(of="dev", policy=spec.text),
         "num_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "precision": _precision(spec.precision),
     }
