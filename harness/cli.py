@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from enum import StrEnum
@@ -16,6 +17,9 @@ from rich.console import Console
 from harness.errors import GateRefusedError, HarnessError, MissingError, SuiteError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from harness.core.artifact import Artifact
     from harness.engine.local import Outcome
     from harness.engine.plan import Plan, Step
     from harness.engine.store import Store
@@ -76,7 +80,7 @@ def check(suite: SuitePath) -> None:
 
     loaded = load(suite)
     counts = [
-        f"{name}: {len(expand(model, seed=loaded.seed))} variants x {len(model.export)} exports"
+        f"{name}: {len(expand(model, seed=loaded.seed))} variants x {len(model.runnable)} exports"
         for name, model in loaded.models.items()
     ]
     out.print(f"{suite} is sound ({'; '.join(counts)})", markup=False, highlight=False)
@@ -107,19 +111,16 @@ def list_kinds() -> None:
 
 @app.command()
 def plan(suite: SuitePath, results: Results = RESULTS) -> None:
-    """Dry run: every step, cached or to do."""
-    from harness.engine.store import wall_s
-    from harness.terminal import plan_table
+    """Dry run: every step, cached or to do, and what it will take: clips, hours, disk, time."""
+    from harness.engine.estimates import outlook
+    from harness.terminal import plan_table, plan_totals
 
     planned, store = _plan(suite, results)
-    found = {step.key: store.find(step.folder, key=step.key) for step in planned.steps}
-    took_s = {key: wall_s(artifact.path) for key, artifact in found.items() if artifact}
-    out.print(plan_table(planned, took_s))
-    rows = len({row.row for row in planned.rows})
-    out.print(
-        f"{len(planned.steps) - len(took_s)} to do, {len(took_s)} cached; "
-        f"{rows} models on the board, on {len(planned.suite.heldout)} held-out sets"
-    )
+    expected = outlook(planned, store)
+    out.print(plan_table(planned, expected))
+    there = next(folder for folder in (store.root.resolve(), *store.root.resolve().parents) if folder.is_dir())
+    for line in plan_totals(planned, expected, free_b=shutil.disk_usage(there).free):
+        out.print(line, highlight=False)
 
 
 @app.command()
@@ -130,6 +131,7 @@ def run(
     results: Results = RESULTS,
 ) -> None:
     """Prepare, train, export, transcribe, score, and publish the board. Goes on where it stopped."""
+    from harness.board.cards import publish_cards
     from harness.board.mlflow import Projection
     from harness.engine.local import run_steps
     from harness.terminal import Watch, summary
@@ -137,7 +139,7 @@ def run(
     planned, store = _plan(suite, results)
     steps = _up_to(planned, only)
     folder = results / planned.suite.suite
-    tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json")
+    tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json", find=_finder(store))
 
     def environment(step: Step) -> dict[str, str]:
         return _tolerant(lambda: tracking.training_environment(step)) or {} if step.stage == "train" else {}
@@ -158,10 +160,10 @@ def run(
     failed = [(step, outcomes[step.key]) for step in steps if outcomes[step.key].state == "failed"]
     if any(outcome.state != "cached" for outcome in outcomes.values()):
         out.print(summary(steps, outcomes))
-        for step in steps:
-            artifact = store.find(step.folder, key=step.key) if outcomes[step.key].state == "done" else None
-            for note in artifact.meta.get("notes", []) if artifact else []:
-                out.print(f"note: {step.name}: {note}", markup=False, highlight=False)
+        _tell([step for step in steps if outcomes[step.key].state == "done"], store)
+    cards = publish_cards(planned, store, folder=folder)
+    if cards and any(outcomes[step.key].state == "done" for step in steps if step.stage == "prepare"):
+        out.print(f"dataset cards: {folder / 'cards'}", markup=False, highlight=False)
     _publish(planned, store, folder, tracking, succeeded=not failed)
     for step, outcome in failed:
         err.print(f"failed: {step.name}: {outcome.error}\n  log: {outcome.log}", style="red", markup=False)
@@ -186,7 +188,13 @@ def board(
     else:
         planned, store = _plan(suite, results)
         folder = results / planned.suite.suite
-        tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json", rebuild=rebuild)
+        tracking = Projection(
+            planned.suite.suite,
+            folder=Path("mlruns"),
+            record=folder / "runs.json",
+            find=_finder(store),
+            rebuild=rebuild,
+        )
         lines = _lines(planned, store, tracking)
         if not lines:
             raise HarnessError(f"no row of {suite} is scored yet; run it first: harness run {suite}")
@@ -261,6 +269,14 @@ def promote(
         out.print(f"previous:  {installed.previous}", markup=False, highlight=False)
 
 
+def _tell(steps: Sequence[Step], store: Store) -> None:
+    """What finished steps have to say."""
+    for step in steps:
+        artifact = store.find(step.folder, key=step.key)
+        for note in artifact.meta.get("notes", []) if artifact else []:
+            out.print(f"note: {step.name}: {note}", markup=False, highlight=False)
+
+
 def _newest_board(results: Path, *, rebuild: bool) -> list[dict[str, Any]]:
     from harness.board.leaderboard import read_csv
 
@@ -284,6 +300,10 @@ def _plan(path: Path, results: Path) -> tuple[Plan, Store]:
     planned = make_plan(suite, digest=digests)
     digests.save()
     return planned, Store(results / "store")
+
+
+def _finder(store: Store) -> Callable[[Step], Artifact | None]:
+    return lambda step: store.find(step.folder, key=step.key)
 
 
 def _up_to(planned: Plan, only: str | None) -> list[Step]:

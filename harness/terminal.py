@@ -11,10 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from harness.board.leaderboard import leakage_marks
+from harness.engine.estimates import Estimate
 from harness.suite.model import ZERO_SHOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from harness.board.leaderboard import Line
+    from harness.engine.estimates import Outlook
     from harness.engine.local import Outcome
     from harness.engine.plan import Plan, Step
     from harness.promote.gate import Condition
@@ -98,17 +101,55 @@ class Watch:
         self.console.print(f"[{self.ended:>3}/{self.total}] {text}", style=style, markup=False, highlight=False)
 
 
-def plan_table(planned: Plan, took_s: Mapping[str, float | None]) -> Table:
-    """Every step, cached or to do. took_s: key of a cached step → seconds that it took, where they are known."""
-    table = _table(f"{planned.suite.suite}: {len(planned.steps)} steps", "stage", "step", "state", right=("took",))
+def plan_table(planned: Plan, outlook: Outlook) -> Table:
+    """Every step, cached or to do, with what it took or will take: `~` marks an estimate, empty is unknown."""
+    title = f"{planned.suite.suite}: {len(planned.steps)} steps"
+    estimates = [outlook.steps[step.key] for step in planned.steps]
+    amounts = [_amounts(item) for item in estimates]
+    names = [name for name in amounts[0] if any(row[name] for row in amounts)]
+    table = _table(title, "stage", "step", "state", right=names)
     previous = ""
-    for step in planned.steps:
-        took = took_s.get(step.key)
-        state = Text("cached", style="dim") if step.key in took_s else Text("to do", style="bold")
+    for step, estimate, row in zip(planned.steps, estimates, amounts, strict=True):
+        state = Text("cached", style="dim") if estimate.is_measured else Text("to do", style="bold")
         name = step.name.removeprefix(f"{step.stage} ")
-        table.add_row(step.stage if step.stage != previous else "", name, state, _seconds(took))
+        if step.stage == "prepare" and name in outlook.missing:
+            state = Text("missing", style="bold red")
+        table.add_row(step.stage if step.stage != previous else "", name, state, *(row[name] for name in names))
         previous = step.stage
     return table
+
+
+def _amounts(estimate: Estimate) -> dict[str, str]:
+    shown = {
+        "clips": _clips(estimate.num_clips, exact=estimate.is_measured),
+        "hours": _hours(estimate.audio_s),
+        "disk": _bytes(estimate.disk_b),
+        "time": _seconds(estimate.wall_s) if estimate.is_measured else _about(estimate.wall_s),
+    }
+    return {name: text if estimate.is_measured or not text else f"~{text}" for name, text in shown.items()}
+
+
+def plan_totals(planned: Plan, outlook: Outlook, *, free_b: int) -> Iterator[Text]:
+    """The lines below the table. free_b: room where the store lies."""
+    cached = sum(item.is_measured for item in outlook.steps.values())
+    rows = len({row.row for row in planned.rows})
+    trainings = len({row.trained.key for row in planned.rows if row.trained})
+    yield Text(
+        f"{len(planned.steps) - cached} to do, {cached} cached; {trainings} trainings, {rows} models on the board, "
+        f"on {len(planned.suite.heldout)} held-out sets"
+    )
+    disk_b = outlook.total("disk_b")
+    if disk_b is not None:
+        told = f"disk: ~{_bytes(disk_b)} for datasets and sets, {_bytes(free_b)} free"
+        yield Text(f"{told}: too little", style="bold red") if disk_b > free_b else Text(told)
+    wall_s = outlook.total("wall_s")
+    if wall_s is not None:
+        unknown = [step.stage for step in planned.steps if outlook.steps[step.key] == Estimate()]
+        without = ", ".join(dict.fromkeys(unknown))
+        yield Text(f"time: ~{_about(wall_s)}" + (f", and what is not known yet: {without}" if without else ""))
+    for name, (path, count) in outlook.missing.items():
+        more = f" and {count - 1:,} more files" if count > 1 else ""
+        yield Text(f"missing: {path}{more} (dataset {name})", style="bold red")
 
 
 def summary(steps: Sequence[Step], outcomes: dict[str, Outcome]) -> Table:
@@ -181,12 +222,15 @@ def _title(group: Sequence[Line]) -> str:
     return f"{line['heldout']} ({line['split_role']} set): {size}"
 
 
-def _caption(group: Sequence[Line], *, hidden: Sequence[str]) -> str:
+def _caption(group: Sequence[Line], *, hidden: Sequence[str]) -> Text:
     parts = ["· the difference to the best can be chance"] if any(line["tied_with_best"] for line in group[1:]) else []
     parts.append("measured on " + "; ".join(dict.fromkeys(str(line["device"]) for line in group if line["device"])))
     if hidden:
         parts.append(f"not shown here: {', '.join(hidden)} (--format csv has them)")
-    return "\n".join(parts)
+    caption = Text("\n".join(parts))
+    for told in leakage_marks(group):
+        caption.append(f"\n{told}", style="bold not dim not italic yellow")
+    return caption
 
 
 def _interval(line: Line, name: str) -> str:
@@ -201,7 +245,42 @@ def _number(value: float | None, digits: int) -> str:
 def _seconds(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1f} s" if value < 60 else f"{value // 60:.0f} min {value % 60:02.0f} s"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, hours = value // 60, value // 3600
+    return f"{minutes:.0f} min {value % 60:02.0f} s" if value < 3600 else f"{hours:,.0f} h {minutes % 60:02.0f} min"
+
+
+def _about(seconds: float | None) -> str:
+    """To two or three digits: more would pretend to know."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:,.1f} h"
+
+
+def _clips(count: int | None, *, exact: bool) -> str:
+    if count is None:
+        return ""
+    return f"{count if exact else round(count, 3 - len(str(count))):,}"
+
+
+def _hours(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    hours = seconds / 3600
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}"
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return ""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.0f} {unit}" if count >= 100 * size else f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
 
 
 def gate_table(row: str, conditions: Sequence[Condition]) -> Table:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -154,13 +155,32 @@ def test_plan_before_and_after(harness: Harness, tmp_path: Path) -> None:
     before = harness("plan", path)
     assert before.code == 0
     assert "small: 38 steps" in before.out
-    assert before.out.endswith("38 to do, 0 cached; 6 models on the board, on 2 held-out sets\n")
+    totals, missing = before.out.splitlines()[-2:]
+    assert totals == "38 to do, 0 cached; 2 trainings, 6 models on the board, on 2 held-out sets"
+    assert missing == f"missing: {(tmp_path / 'clips' / 'manifest.jsonl').resolve()} (dataset aelita)"
     finished(tmp_path, but=lambda step: "lr3e-5" in step.name)
     after = harness("plan", path)
-    assert after.out.endswith("11 to do, 27 cached; 6 models on the board, on 2 held-out sets\n")
     rows = [" ".join(line.split()) for line in after.out.splitlines()]
-    assert "train base lr1e-5 cached 1.5 s" in rows
+    assert "11 to do, 27 cached; 2 trainings, 6 models on the board, on 2 held-out sets" in rows
+    assert any(re.fullmatch(r"train base lr1e-5 cached [\d.]+ k?B 1.5 s", row) for row in rows)
     assert "train base lr3e-5 to do" in rows
+    assert not any(row.startswith("missing") for row in rows)
+
+
+def test_plan_estimates_what_has_not_run(harness: Harness, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SUITE, encoding="utf-8")
+    (tmp_path / "clips").mkdir()
+    lines = "".join(f'{{"audio_filepath": "{number}.wav", "text": "да", "duration": 36}}\n' for number in range(1000))
+    (tmp_path / "clips" / "manifest.jsonl").write_text(lines, encoding="utf-8")
+    rows = [" ".join(line.split()) for line in harness("plan", tmp_path / "small.yaml").out.splitlines()]
+    assert any(re.fullmatch(r"prepare aelita missing ~1,000 ~10.0 ~1.2 GB ~\d+ (s|min)", row) for row in rows)
+    assert any(re.fullmatch(r"train to do ~700 ~7.00 ~[\d.]+ MB ~\d+ s", row) for row in rows)
+    assert any(re.fullmatch(r"disk: ~1.2 GB for datasets and sets, .+ free(: too little)?", row) for row in rows)
+    assert any(
+        re.fullmatch(r"time: ~.+, and what is not known yet: base, export, transcribe, score, train", row)
+        for row in rows
+    )
+    assert rows[-1].endswith("0.wav and 999 more files (dataset aelita)")
 
 
 def test_board_before_any_run_says_what_to_do(harness: Harness, tmp_path: Path) -> None:

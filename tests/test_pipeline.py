@@ -44,7 +44,7 @@ datasets:
   clips:
     kind: manifest
     path: clips/manifest.jsonl
-    split: {dev: 0.2, test: 0.2}
+    split: {dev: 0.2, test: 0.2, by: recording}
 train: {from: clips/train}
 heldout:
   dev: {from: clips/dev, role: dev}

@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import __version__
+from harness.board.inputs import dataset_input
 from harness.core.files import replace_text
 from harness.core.manifests import read_jsonl
 from harness.errors import MissingError
 from harness.train.curves import curve_metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from harness.board.inputs import Context
     from harness.board.leaderboard import Line
     from harness.core.artifact import Artifact
     from harness.engine.plan import Plan, Row, Step
@@ -46,9 +50,21 @@ def default_uri(folder: Path) -> str:
 class Projection:
     """Writes one suite into MLflow. Nothing is imported or opened before there is something to write."""
 
-    def __init__(self, suite: str, *, folder: Path, record: Path, rebuild: bool = False) -> None:
-        """folder: of the local store and artifacts. record: file that remembers which run is whose."""
+    def __init__(
+        self,
+        suite: str,
+        *,
+        folder: Path,
+        record: Path,
+        find: Callable[[Step], Artifact | None] = lambda _step: None,
+        rebuild: bool = False,
+    ) -> None:
+        """folder: of the local store and artifacts. record: file that remembers which run is whose.
+
+        find: the artifact of a step that selected a set, for the runs' dataset inputs.
+        """
         self.suite = suite
+        self.find = find
         self.folder = folder
         self.record = record
         self.uri = default_uri(folder)
@@ -142,8 +158,16 @@ class Projection:
         run_id = self._run(step.name.removeprefix("train "), parent=self.parent, tags={"stage": "train"})
         for name, value in _flat(step.spec.identity()).items():
             client.log_param(run_id, name, value)
+        self._inputs(run_id, {"training": step.inputs["train"], "validation": step.inputs["dev"]})
         self._remember(step.key, run_id)
         return run_id
+
+    def _inputs(self, run_id: str, sets: Mapping[Context, Sequence[Step]]) -> None:
+        """Name the sets that a run used; `mlflow.data` shows them on its page."""
+        found = [(step, self.find(step), context) for context, steps in sets.items() for step in steps]
+        inputs = [dataset_input(step, artifact, context=context) for step, artifact, context in found if artifact]
+        if inputs:
+            self._client.log_inputs(run_id, inputs)
 
     def _curves(self, run_id: str, artifact: Artifact) -> None:
         metrics = [
@@ -170,6 +194,9 @@ class Projection:
             tags=[RunTag(name, value) for name, value in words.items()],
         )
         client.log_artifact(run_id, str(artifact.path / "hypotheses.jsonl"))
+        heldout: Context = "testing" if row.split_role == "test" else "validation"
+        trained_on = row.trained.inputs["train"] if row.trained else ()
+        self._inputs(run_id, {heldout: row.scored.inputs["heldout"], "training": trained_on})
         client.set_terminated(run_id)
         self._remember(row.scored.key, run_id)
 

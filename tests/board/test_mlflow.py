@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from mlflow import MlflowClient
+from mlflow.data import get_source
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
 from harness.board import mlflow as module
+from harness.board.inputs import dataset_input
 from harness.board.leaderboard import COLUMNS, lines
 from harness.board.mlflow import PARENT_TAG, PATIENCE, Projection, default_uri
+from harness.core.manifests import write_manifests
+from harness.core.records import Utterance
+from harness.data.card import FIGURES_FILE, write_card
 from tests.boards import SUITE, Finished, finished
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.conftest import artifact
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +89,13 @@ def tracked(folder: Path, suite: str = "small") -> Tracked:
 def project(done: Finished, folder: Path, *, rebuild: bool = False) -> Projection:
     keyed = [step for row in done.plan.rows for step in (row.scored, row.trained) if step]
     artifacts = {step.key: done.store.find(step.folder, key=step.key) for step in keyed}
-    projection = Projection("small", folder=folder, record=folder / "runs.json", rebuild=rebuild)
+    projection = Projection(
+        "small",
+        folder=folder,
+        record=folder / "runs.json",
+        find=lambda step: done.store.find(step.folder, key=step.key),
+        rebuild=rebuild,
+    )
     board = lines(done.plan, done.store, run_ids={})
     projection.project(done.plan, board, artifacts=artifacts)
     projection.close(attach=[done.path], status="FINISHED")
@@ -142,6 +154,45 @@ def test_a_row_has_the_names_of_the_csv(done: Finished, projected: Path) -> None
     assert [item.path for item in store.client.list_artifacts(run.info.run_id)] == ["hypotheses.jsonl"]
     (point,) = store.client.get_metric_history(run.info.run_id, "wer")
     assert abs(point.timestamp - run.info.start_time) < 600_000, "the day of the run, not 1970"
+
+
+def sets(run: Any) -> dict[str, str]:
+    """Context → name of the set."""
+    return {tag.value: item.dataset.name for item in run.inputs.dataset_inputs for tag in item.tags}
+
+
+def test_runs_name_the_sets_that_they_used(done: Finished, projected: Path) -> None:
+    store = tracked(projected)
+    used = {run.info.run_name: sets(run) for run in [*store.runs(stage="train"), *store.runs(stage="score")]}
+    assert used == {
+        "base lr3e-5": {"training": "train", "validation": "dev"},
+        "base_zero-shot_ggml-f16 dev": {"validation": "dev"},
+        "base_zero-shot_ggml-f16 test": {"testing": "test"},
+        "base_lr3e-5_ggml-f16 dev": {"training": "train", "validation": "dev"},
+        "base_lr3e-5_ggml-f16 test": {"training": "train", "testing": "test"},
+    }
+    (run,) = store.runs(stage="train")
+    selected = next(step for step in done.plan.steps if step.name == "select train")
+    (dataset,) = [item.dataset for item in run.inputs.dataset_inputs if item.dataset.name == "train"]
+    assert selected.folder == f"select-{dataset.digest}"
+    profile = json.loads(dataset.profile)
+    assert (profile["clips"], profile["hours"]) == (24, round(48 / 3600, 3))
+    assert profile["licence of aelita"] == "by permission"
+    assert profile["from aelita"].endswith("manifest.jsonl")
+    # MLflow itself finds its way back to the manifests.
+    assert Path(get_source(dataset).load()) == (done.store.root / selected.folder).resolve()
+
+
+def test_a_set_with_a_card_says_more(done: Finished, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "0.wav", np.zeros(32_000), 16_000)
+    write_manifests(tmp_path, [Utterance("0", "0.wav", "0" * 64, "да", 2.0)])
+    write_card(tmp_path, title="train", licences={})
+    selected = next(step for step in done.plan.steps if step.name == "select train")
+    item = dataset_input(selected, replace(artifact(tmp_path), files={FIGURES_FILE: ""}), context="training")
+    profile = json.loads(item.dataset.profile)
+    assert (profile["clips"], "speakers" in profile) == (1, False), "nobody is named, which is not 0"
+    assert profile["median_clip_s"] == pytest.approx(2.0, abs=0.01)
+    assert profile["median_letters_per_s"] == pytest.approx(1.0, abs=0.05)
 
 
 def test_a_second_projection_writes_nothing(done: Finished, projected: Path, monkeypatch: pytest.MonkeyPatch) -> None:
