@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING
 
 from harness.core.manifests import SAMPLE_RATE_HZ
@@ -42,17 +44,27 @@ def near(rows: Floats, heldout: Floats) -> Iterator[tuple[Indices, Indices, Floa
 
     rows: float32 [num, dimensions], heldout: float32 [num_heldout, dimensions], of length 1.
     """
+    from threadpoolctl import threadpool_limits
+
+    height, width = BLOCK
+    corners = product(range(0, len(rows), height), range(0, len(heldout), width))
+    # A block to each core: threads of the linear algebra that share a block wait for each other, and where other
+    # work takes one of their cores, they wait most of the time.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from filter(None, pool.map(lambda corner: _near(rows, heldout, *corner), corners))
+
+
+def _near(rows: Floats, heldout: Floats, top: int, left: int) -> tuple[Indices, Indices, Floats] | None:
+    """`near` in one block; None where there is none."""
     import numpy as np
 
     height, width = BLOCK
-    for top in range(0, len(rows), height):
-        part = rows[top : top + height]
-        for left in range(0, len(heldout), width):
-            cosines = part @ heldout[left : left + width].T
-            # Nearly always there is none, and a maximum is the cheapest way to see that.
-            if cosines.max() >= MIN_COSINE:
-                found, other = np.nonzero(cosines >= MIN_COSINE)
-                yield found + top, other + left, cosines[found, other]
+    cosines = rows[top : top + height] @ heldout[left : left + width].T
+    # A maximum is the cheapest way to see that there is none, as nearly always.
+    if cosines.max() < MIN_COSINE:
+        return None
+    found, other = np.nonzero(cosines >= MIN_COSINE)
+    return found + top, other + left, cosines[found, other]
 
 
 class Candidates:
@@ -127,14 +139,15 @@ def correlation(one: Floats, other: Floats) -> float:
     num = fft.next_fast_len(len(one) + len(other), real=True)
     edges = np.searchsorted(fft.rfftfreq(num, 1 / SAMPLE_RATE_HZ), np.linspace(*BAND_HZ, NUM_SUBBANDS + 1))
     first, second = (_flattened(fft.rfft(samples, num), edges=edges) for samples in (one, other))
-    energy = float(np.linalg.norm(first)) * float(np.linalg.norm(second))
-    if not energy:
+    # Not numpy's norm: its linear algebra has threads of its own, which get in the way of those of `matches`.
+    energies = [float((bins.real**2 + bins.imag**2).sum()) for bins in (first, second)]
+    if not all(energies):
         return 0.0
     product = np.zeros(num // 2 + 1, np.complex64)
     product[edges[0] : edges[-1]] = first * second.conj()
     # Either sign: a polarity may be turned round. Half, for one half of a real signal's spectrum.
     peak = float(np.abs(fft.irfft(product, num)).max())
-    return float(peak * num / 2 / energy)
+    return float(peak * num / 2 / np.sqrt(energies[0] * energies[1]))
 
 
 def _flattened(spectrum: npt.NDArray[np.complex64], *, edges: Indices) -> npt.NDArray[np.complex64]:

@@ -72,10 +72,12 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         changed = {}
         for name, entry in entries(data, section):
             value = entry.get(field)
-            if isinstance(value, str) and value:
-                path = _inside(folder, value)
-                if path.is_dir() or not only_existing:
-                    changed[name] = {**entry, field: str(path)}
+            # `base: {config: FILE}` is a file too, where it is not a name.
+            inner = value.get("config") if isinstance(value, dict) else value
+            if isinstance(inner, str) and inner:
+                path = _inside(folder, inner)
+                if path.exists() or not only_existing:
+                    changed[name] = {**entry, field: str(path) if inner is value else {"config": str(path)}}
         return {**data[section], **changed} if changed else data[section]
 
     absolute = {
