@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SUITE ?= suites/quickstart.yaml
-EXTRAS ?= train,dev
+EXTRAS ?= train,parakeet,dev
 
 .PHONY: install demo test lint bench constraints clean
 

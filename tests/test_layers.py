@@ -30,7 +30,8 @@ LEVELS = (
 HEAVY = {
     "torch", "transformers", "mlflow", "onnxruntime", "onnx", "onnxscript", "onnx_asr", "pandas", "numpy", "nemo",
     "datasets", "evaluate", "jiwer", "num2words", "safetensors", "soundfile", "soxr", "psutil", "pywhispercpp",
-    "tensorboard", "accelerate", "pynvml", "ray", "gguf", "lightning",
+    "tensorboard", "accelerate", "pynvml", "ray", "gguf", "lightning", "lhotse", "omegaconf", "hydra", "sentencepiece",
+    "pyarrow", "scipy", "threadpoolctl", "jinja2",
 }  # fmt: skip
 PRINTING = {"cli.py", "terminal.py"}
 

@@ -201,7 +201,7 @@ def _rows(  # noqa: PLR0917  # the parts of one suite, in the order of the data
                 family=model.kind,
                 variant=variant.name,
                 export=export.label,
-                runtime=runtime.kind,
+                runtime=runtime.label,
                 heldout=set_name,
                 split_role=suite.heldout[set_name].role,
                 base=model.base,

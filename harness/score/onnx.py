@@ -1,4 +1,4 @@
-"""Exported ONNX models on ONNX Runtime, by onnx-asr, as a desktop app would run them."""
+"""Exported and published ONNX models on ONNX Runtime, by onnx-asr, as a desktop app would run them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.core.artifact import Resources
-from harness.errors import ExportError, MissingError
-from harness.score.chunks import WINDOW_S, split
-from harness.score.memory import nvidia_devices
-from harness.score.processor import describe_cpu, describe_gpu, physical_cores
+from harness.errors import ExportError
+from harness.score.chunks import split
+from harness.score.families import takes_language, window_s
+from harness.score.processor import physical_cores
+from harness.score.providers import (
+    WINDOW_S,
+    Device,
+    Wanted,
+    check_running,
+    describe,
+    providers,
+    resolve,
+)
 from harness.score.transcribe import transcribe_set
 from harness.suite.spec import RuntimeSpec
 
@@ -21,12 +30,11 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from harness.core.artifact import Inputs, Work
+    from harness.core.artifact import Artifact, Inputs, Work
 
 VERSION = 1
 RESOURCES = Resources(whole_machine=True, gpu=True)
 
-CUDA = "CUDAExecutionProvider"
 MAX_TOKENS = 448
 """onnx-asr's fixed limit, prompt included: Whisper's whole context."""
 
@@ -35,13 +43,22 @@ class Spec(RuntimeSpec):
     """ONNX Runtime through onnx-asr."""
 
     kind: Literal["onnx"] = "onnx"
-    accepts: ClassVar[tuple[str, ...]] = ("whisper_onnx",)
+    accepts: ClassVar[tuple[str, ...]] = ("whisper_onnx", "parakeet_onnx", "reference")
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Wanted = "auto"
     """`auto` takes CUDA where ONNX Runtime has it."""
     threads: int = Field(default=0, ge=0)
     """0 stands for all physical cores."""
     language: str = "ru"
+    """For models that must be told: Whisper and Canary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How onnx-asr is to read a folder; an export says it in its meta, under `onnx_asr`."""
+
+    type: str = "whisper"
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,64 +66,83 @@ class Recogniser:
     """A model that onnx-asr has loaded."""
 
     model: Any
-    language: str
+    options: dict[str, str]
+    window_s: float
 
     def transcribe(self, samples: np.ndarray, /) -> str:
-        texts = [self.model.recognize(piece, language=self.language).strip() for piece in split(samples)]
+        pieces = split(samples, max_s=self.window_s)
+        texts = [self.model.recognize(piece, **self.options).strip() for piece in pieces]
         return " ".join(text for text in texts if text)
 
 
 def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
     """Transcribe `inputs["heldout"]` with `inputs["export"]`.
 
-    Raises MissingError if the suite wants CUDA and ONNX Runtime has none.
+    Raises MissingError if the suite wants a provider that ONNX Runtime does not have.
     """
     import onnxruntime
 
-    device = _device(spec)
+    export = inputs["export"][0]
+    device = resolve(spec.device)
     threads = spec.threads or physical_cores()
     return transcribe_set(
         inputs["heldout"][0],
-        load=lambda: load(inputs["export"][0].path, device=device, threads=threads, language=spec.language),
+        load=lambda: load(export, device=device, threads=threads, language=spec.language),
         work=work,
         runtime=f"onnxruntime {onnxruntime.__version__}, onnx-asr {_version('onnx-asr')}",
-        device=describe_cpu(threads) if device == "cpu" else describe_gpu(),
-        decoding={
-            "strategy": "greedy",
-            "language": spec.language,
-            "task": "transcribe",
-            "timestamps": False,
-            "max_tokens": MAX_TOKENS,
-            "window_s": WINDOW_S,
-            "threads": threads,
-        },
+        device=describe(device, threads=threads),
+        decoding=_decoding(_served(export), device=device, language=spec.language) | {"threads": threads},
     )
 
 
-def load(folder: Path, *, device: Literal["cpu", "cuda"], threads: int, language: str) -> Recogniser:
+def load(export: Artifact, *, device: Device, threads: int, language: str) -> Recogniser:
     """Load the folder of an export.
 
-    Raises ExportError if the model does not know the language, MissingError if CUDA is there but does not start.
+    Raises ExportError if onnx-asr cannot, or the model does not know the language, MissingError if the provider is
+    there but does not start.
     """
     import onnx_asr
     import onnxruntime
+    from onnx_asr.utils import ModelLoadingError
 
-    _check_language(folder, language)
+    served = _served(export)
+    if "whisper" in served.type:
+        _check_language(export.path, language)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    providers = ["CPUExecutionProvider"]
-    if device == "cuda":
-        providers.insert(0, CUDA)
+    if device in {"cuda", "tensorrt"}:
         # Finds CUDA's libraries where pip has put them.
         onnxruntime.preload_dlls()
-    model = onnx_asr.load_model("whisper", folder, sess_options=options, providers=providers)
-    # ONNX Runtime falls back to the CPU with no more than a warning, and the scores would name the wrong device.
-    if device == "cuda" and CUDA not in model.asr._encoder.get_providers():  # noqa: SLF001 - it tells nowhere else
-        raise MissingError(
-            "runtime onnx: this ONNX Runtime is built for CUDA, but its libraries did not load; "
-            "pip install 'onnxruntime-gpu[cuda,cudnn]', or set device to 'cpu'"
+    try:
+        model = onnx_asr.load_model(
+            served.type,
+            export.path,
+            quantization=served.quantization,
+            sess_options=options,
+            providers=providers(device),
         )
-    return Recogniser(model, language)
+    except ModelLoadingError as error:
+        raise ExportError(
+            f"runtime onnx: {export.path.name}: onnx-asr cannot load it as {served.type}: {error}"
+        ) from error
+    check_running(model, device)
+    spoken = {"language": language} if takes_language(served.type) else {}
+    return Recogniser(model, spoken, _window_s(served, device))
+
+
+def _served(export: Artifact) -> Served:
+    return Served(**export.meta.get("onnx_asr", {}))
+
+
+def _window_s(served: Served, device: Device) -> float:
+    return min(window_s(served.type), WINDOW_S.get(device, float("inf")))
+
+
+def _decoding(served: Served, *, device: Device, language: str) -> dict[str, Any]:
+    """Every parameter that changes the text."""
+    spoken = {"language": language} if takes_language(served.type) else {}
+    whisper = {"task": "transcribe", "timestamps": False, "max_tokens": MAX_TOKENS} if "whisper" in served.type else {}
+    return {"strategy": "greedy", **spoken, **whisper, "window_s": _window_s(served, device)}
 
 
 def _check_language(folder: Path, language: str) -> None:
@@ -116,20 +152,6 @@ def _check_language(folder: Path, language: str) -> None:
             f"runtime onnx: {folder.name} has no token <|{language}|> for language {language!r}; "
             "use Whisper's code of the language, such as 'ru'"
         )
-
-
-def _device(spec: Spec) -> Literal["cpu", "cuda"]:
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
-    if spec.device == "cuda" and CUDA not in available:
-        raise MissingError(
-            f"runtime onnx: device is 'cuda', but this ONNX Runtime has only {', '.join(available)}; "
-            "pip uninstall onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]', or set device to 'cpu'"
-        )
-    # A build for CUDA says that it has it on machines without a GPU, too.
-    automatic = spec.device == "auto" and CUDA in available and bool(nvidia_devices())
-    return "cuda" if spec.device == "cuda" or automatic else "cpu"
 
 
 def _version(package: str) -> str:

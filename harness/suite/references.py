@@ -153,7 +153,8 @@ def _gate_faults(data: dict[str, Any]) -> Iterator[Fault]:
     if not isinstance(wanted, str) or not ("gate" in data or "promote" in data):
         return
     for name, model in entries(data, "models"):
-        if _grid_size(model) > MAX_COMBINATIONS:
+        # What is published is never promoted.
+        if _grid_size(model) > MAX_COMBINATIONS or _is_published(str(model.get("kind"))):
             continue
         names = [variant for _, variant in _variants(name, model)]
         if wanted not in names:

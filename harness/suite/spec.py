@@ -147,6 +147,6 @@ class RuntimeSpec(Spec):
 
     @property
     def label(self) -> str:
-        """Tells rows apart when several runtimes run the same export: `onnx-cuda`."""
-        device = getattr(self, "device", None)
-        return f"{self.kind}-{device}" if device else self.kind
+        """What the board calls it: `onnx`, or with the device that the suite asks for, `onnx-cuda`."""
+        device = getattr(self, "device", "auto")
+        return self.kind if device == "auto" else f"{self.kind}-{device}"

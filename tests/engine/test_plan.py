@@ -199,7 +199,7 @@ def test_equal_work_is_one_step(tmp_path: Path) -> None:
 def test_several_runtimes_of_one_export_are_told_apart(tmp_path: Path) -> None:
     planned = small(tmp_path, ("[onnx, whispercpp]", "[onnx, {kind: onnx, device: cpu}, whispercpp]"))
     assert [row.row for row in planned.rows if row.variant == "zero-shot" and row.heldout == "test"] == [
-        "base_zero-shot_onnx-fp32_onnx-auto",
+        "base_zero-shot_onnx-fp32_onnx",
         "base_zero-shot_onnx-fp32_onnx-cpu",
         "base_zero-shot_ggml-f16",
     ]

@@ -19,7 +19,9 @@ from harness.errors import ExportError, MissingError
 from harness.export import whisper_onnx
 from harness.score import onnx
 from harness.score.onnx import Recogniser, Spec
+from harness.score.providers import CUDA
 from harness.score.transcribe import read_transcripts
+from harness.train import reference
 from tests.conftest import AELITA, artifact
 
 
@@ -42,7 +44,7 @@ def heldout(tmp_path_factory) -> Artifact:
     utterances = []
     for number, recording in enumerate(recordings):
         soundfile.write(folder / f"{number}.wav", recording, rate_hz)
-        utterances.append(Utterance(str(number), f"{number}.wav", "", "да", len(recording) / rate_hz))
+        utterances.append(Utterance(str(number), f"{number}.wav", "0" * 64, "да", len(recording) / rate_hz))
     write_manifests(folder, utterances)
     return artifact(folder)
 
@@ -65,18 +67,34 @@ def test_a_set_is_transcribed_with_pinned_decoding(exported, heldout, work):
     assert json.loads(json.dumps(meta)) == meta
 
 
-def test_the_pieces_of_a_long_recording_become_one_text():
+@pytest.mark.parametrize("window_s", [30.0, 25.0])
+def test_the_pieces_of_a_long_recording_become_one_text(window_s):
     class Model:
         def recognize(self, samples: np.ndarray, *, language: str) -> str:
-            assert len(samples) <= 30 * 16_000
+            assert len(samples) <= window_s * 16_000
             return f" {language} {len(samples)} " if len(samples) > 16_000 * 12 else ""
 
     samples = np.ones(70 * 16_000, np.float32)
-    text = Recogniser(Model(), "ru").transcribe(samples)
+    text = Recogniser(Model(), {"language": "ru"}, window_s).transcribe(samples)
     assert sum(map(int, text.split()[1::2])) <= len(samples)
     assert text.startswith("ru ")
     assert "  " not in text
     assert len(text.split()) >= 4
+
+
+def test_a_published_folder_is_run_as_an_export_is(exported, heldout, tmp_path):
+    """`kind: reference` from a local folder, whose config.json says that it is a Whisper."""
+    texts = {}
+    placed = Work(path=tmp_path / "placed", scratch=tmp_path)
+    placed.path.mkdir()
+    meta = reference.run(reference.Spec(base=str(exported.path)), {}, placed)
+    for name, export in (("export", exported), ("reference", artifact(placed.path, **meta))):
+        work = Work(path=tmp_path / name, scratch=tmp_path / name / "scratch")
+        work.scratch.mkdir(parents=True)
+        onnx.run(Spec(device="cpu", threads=1), {"export": [export], "heldout": [heldout]}, work)
+        texts[name] = [item.text for item in read_transcripts(work.path)]
+    assert texts["reference"] == texts["export"]
+    assert any(texts["reference"])
 
 
 def test_cuda_that_is_not_there_is_named_with_its_remedy(exported, heldout, work, monkeypatch):
@@ -87,32 +105,34 @@ def test_cuda_that_is_not_there_is_named_with_its_remedy(exported, heldout, work
         onnx.run(Spec(device="cuda"), {"export": [exported], "heldout": [heldout]}, work)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_cuda_that_does_not_start_is_no_cpu_score(exported):
+    import onnxruntime
+
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(MissingError, match=r"WhisperHf runs on the CPU: either cuda's libraries did not load \(pip"):
+        onnx.load(exported, device="cuda", threads=1, language="ru")
+
+
+def test_a_folder_that_is_not_what_its_export_says_is_named(exported, tmp_path):
+    other = artifact(tmp_path, onnx_asr={"type": "nemo-conformer-tdt", "quantization": "int8"})
+    with pytest.raises(ExportError, match=r"onnx-asr cannot load it as nemo-conformer-tdt: File 'encoder-model\?int8"):
+        onnx.load(other, device="cpu", threads=1, language="ru")
+
+
 @pytest.mark.parametrize(
-    ("device", "providers", "gpus", "expected"),
+    ("served", "device", "expected"),
     [
-        ("auto", ["CPUExecutionProvider"], ["gpu"], "cpu"),
-        ("auto", [onnx.CUDA, "CPUExecutionProvider"], ["gpu"], "cuda"),
-        ("auto", [onnx.CUDA, "CPUExecutionProvider"], [], "cpu"),
-        ("cuda", [onnx.CUDA, "CPUExecutionProvider"], [], "cuda"),
-        ("cpu", [onnx.CUDA, "CPUExecutionProvider"], ["gpu"], "cpu"),
+        ({"type": "nemo-conformer-tdt"}, "cpu", {"window_s": 300.0}),
+        ({"type": "nemo-conformer-tdt"}, "tensorrt", {"window_s": 30.0}),
+        ({"type": "gigaam-v3-rnnt", "quantization": "int8"}, "cuda", {"window_s": 25.0}),
+        ({"type": "nemo-canary-1b-v2"}, "cpu", {"language": "ru", "window_s": 40.0}),
     ],
 )
-def test_the_device(device, providers, gpus, expected, monkeypatch):
-    import onnxruntime
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-    monkeypatch.setattr(onnx, "nvidia_devices", lambda: gpus)
-    assert onnx._device(Spec(device=device)) == expected
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_cuda_that_does_not_start_is_no_cpu_score(exported, monkeypatch):
-    import onnxruntime
-
-    if onnx.CUDA in onnxruntime.get_available_providers():
-        pytest.skip("this machine has CUDA")
-    with pytest.raises(MissingError, match=r"its libraries did not load; pip install 'onnxruntime-gpu"):
-        onnx.load(exported.path, device="cuda", threads=1, language="ru")
+def test_the_decoding_of_other_models(served, device, expected):
+    decoding = onnx._decoding(onnx._served(artifact(AELITA, onnx_asr=served)), device=device, language="ru")
+    assert decoding == {"strategy": "greedy", **expected}
 
 
 def test_an_unknown_language_is_refused_before_the_first_utterance(exported, heldout, work):
@@ -120,14 +140,14 @@ def test_an_unknown_language_is_refused_before_the_first_utterance(exported, hel
         onnx.run(Spec(language="rus"), {"export": [exported], "heldout": [heldout]}, work)
 
 
-@pytest.mark.parametrize("field", [{"threads": -1}, {"device": "tpu"}, {"beam": 5}])
+@pytest.mark.parametrize("field", [{"threads": -1}, {"device": "tpu"}, {"device": None}, {"beam": 5}])
 def test_the_spec_is_strict(field):
     with pytest.raises(ValidationError):
         Spec(**field)
 
 
 def test_every_field_counts_for_the_key():
-    specs = [Spec(), Spec(device="cpu"), Spec(threads=1), Spec(language="en")]
+    specs = [Spec(), Spec(device="cpu"), Spec(device="coreml"), Spec(threads=1), Spec(language="en")]
     assert len({json.dumps(spec.identity(), sort_keys=True) for spec in specs}) == len(specs)
 
 

@@ -1,0 +1,102 @@
+"""`.nemo` files on NeMo itself, as a Python server runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from harness.core.artifact import Resources
+from harness.core.nemo_file import decode_greedily, restore, transcribe
+from harness.errors import MissingError
+from harness.score.chunks import split
+from harness.score.processor import describe_cpu, describe_gpu, physical_cores
+from harness.score.transcribe import transcribe_set
+from harness.suite.spec import RuntimeSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from harness.core.artifact import Inputs, Work
+
+VERSION = 1
+RESOURCES = Resources(whole_machine=True, gpu=True)
+
+MODEL_FILE = "model.nemo"
+WINDOW_S = 300.0
+"""Longer recordings are cut in a pause, as the ONNX runtime cuts them: full attention takes memory with the square of
+the length."""
+
+
+class Spec(RuntimeSpec):
+    """NeMo on torch."""
+
+    kind: Literal["nemo"] = "nemo"
+    accepts: ClassVar[tuple[str, ...]] = ("parakeet_nemo",)
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA where torch has it."""
+    threads: int = Field(default=0, ge=0)
+    """Of the CPU; 0 stands for all physical cores."""
+    strategy: Literal["greedy", "greedy_batch"] = "greedy"
+    """NeMo's plain loop, or its loop over batches, which on CUDA is one recorded graph; the text is the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recogniser:
+    """A model that NeMo has restored."""
+
+    model: Any
+
+    def transcribe(self, samples: np.ndarray, /) -> str:
+        texts = [transcribe(self.model, piece).strip() for piece in split(samples, max_s=WINDOW_S)]
+        return " ".join(text for text in texts if text)
+
+
+def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
+    """Transcribe `inputs["heldout"]` with `inputs["export"]`'s `model.nemo`.
+
+    Raises DataError for a file that is damaged or brings code, MissingError without NeMo or the CUDA asked for.
+    """
+    device = _device(spec)
+    threads = spec.threads or physical_cores()
+    path = inputs["export"][0].path / MODEL_FILE
+    return transcribe_set(
+        inputs["heldout"][0],
+        load=lambda: load(path, device=device, threads=threads, strategy=spec.strategy),
+        work=work,
+        runtime=f"NeMo {version('nemo_toolkit')}, torch {version('torch')}",
+        device=describe_cpu(threads) if device == "cpu" else describe_gpu(),
+        decoding={"strategy": spec.strategy, "dither": 0.0, "window_s": WINDOW_S, "threads": threads},
+    )
+
+
+def load(path: Path, *, device: Literal["cpu", "cuda"], threads: int, strategy: str) -> Recogniser:
+    """Restore the file of an export, in float32.
+
+    Raises DataError for a file that is damaged or brings code, MissingError without NeMo.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    model = restore(path, device=device)
+    decode_greedily(model, strategy=strategy)
+    return Recogniser(model)
+
+
+def _device(spec: Spec) -> Literal["cpu", "cuda"]:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingError("runtime nemo needs torch and NeMo: pip install 'nemo_toolkit[asr]'") from error
+    available = torch.cuda.is_available()
+    if spec.device == "cuda" and not available:
+        raise MissingError(
+            f"runtime nemo: device is 'cuda', but torch {torch.__version__} finds none; install the driver and a build "
+            "of torch for CUDA from pytorch.org, or set device to 'cpu'"
+        )
+    return "cuda" if available and spec.device != "cpu" else "cpu"

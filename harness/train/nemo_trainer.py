@@ -1,0 +1,156 @@
+"""Lightning's trainer for NeMo models: curves, checkpoints that a killed training goes on from, the project's WER."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.core.files import beside
+from harness.core.text import normalise
+from harness.core.wer import ErrorCounts, count_errors, pool
+from harness.train.nemo_curves import curves_callback
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.core.artifact import Work
+
+BEST, LAST = "best", "last"
+"""Folders of checkpoints: the best by val_wer, weights alone; the newest, with all that a resumed training needs."""
+SAVE_TOP_K = 3
+VAL_WER = "val_wer"
+HPARAMS = ("hyper_parameters", "hparams_name", "hparams_type")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When what happens, in optimizer steps."""
+
+    max_steps: int
+    accumulation: int
+    """Batches in one optimizer step."""
+    eval_steps: int
+    batches_per_epoch: int
+    patience: int | None
+    """Evaluations without a better WER after which training stops."""
+
+    @property
+    def log_steps(self) -> int:
+        return max(1, min(25, self.max_steps // 20))
+
+
+def use_russian_wer(model: Any) -> None:
+    """Let a NeMo model measure its validation by the project's normaliser and counts."""
+    model.wer = russian_wer(model.wer.decoding)
+    if hasattr(model, "ctc_wer"):
+        model.ctc_wer = russian_wer(model.ctc_wer.decoding)
+    if hasattr(model, "joint") and model.joint.fuse_loss_wer:
+        model.joint.set_wer(model.wer)
+
+
+def russian_wer(decoding: Any) -> Any:
+    """A NeMo WER metric that counts as the board does."""
+    import torch
+    from nemo.collections.asr.metrics.wer import WER
+
+    class RussianWer(WER):  # type: ignore[misc]  # untyped
+        def __init__(self) -> None:
+            super().__init__(decoding=decoding, log_prediction=False)
+            self.characters = ErrorCounts()
+            """Summed up until somebody begins anew."""
+
+        def update(
+            self,
+            predictions: torch.Tensor,
+            predictions_lengths: torch.Tensor,
+            targets: torch.Tensor,
+            targets_lengths: torch.Tensor,
+            **_: Any,
+        ) -> None:
+            with torch.no_grad():
+                heard = self.decode(predictions, predictions_lengths, None, None)
+            rows = zip(targets.tolist(), targets_lengths.tolist(), strict=True)
+            references = [normalise(self.decoding.decode_ids_to_str(row[:length])) for row, length in rows]
+            hypotheses = [normalise(item.text) for item in heard]
+            words = pool(count_errors(references, hypotheses))
+            self.characters += pool(count_errors(references, hypotheses, unit="char"))
+            self.scores = torch.tensor(words.errors, device=predictions.device)
+            self.words = torch.tensor(words.num_reference, device=predictions.device)
+
+    return RussianWer()
+
+
+def build_trainer(work: Work, *, schedule: Schedule, precision: str, max_grad_norm: float, seed: int) -> Any:
+    """A Lightning trainer whose checkpoints and curves lie in the step's scratch folder."""
+    import torch
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return Trainer(
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=1,
+        precision={"fp32": "32-true"}.get(precision, precision),
+        max_steps=schedule.max_steps,
+        accumulate_grad_batches=schedule.accumulation,
+        gradient_clip_val=max_grad_norm,
+        # In batches, through all epochs: they are one list.
+        val_check_interval=schedule.eval_steps * schedule.accumulation,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=schedule.log_steps,
+        logger=TensorBoardLogger(save_dir=work.scratch, name="tensorboard", version=""),
+        callbacks=[curves_callback(work, schedule=schedule, seed=seed), *_checkpoints(work.scratch / "checkpoints")],
+        plugins=[_checkpoint_files()],
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def last_checkpoint(scratch: Path) -> tuple[str, int] | None:
+    """The newest checkpoint to go on from, and its optimizer step. Files torn by a kill are removed."""
+    folder = scratch / "checkpoints"
+    for torn in folder.glob("*/.*.tmp"):
+        torn.unlink()
+    found = {int(path.stem): path for path in (folder / LAST).glob("*.ckpt") if path.stem.isdecimal()}
+    return (str(found[max(found)]), max(found)) if found else None
+
+
+def _checkpoints(folder: Path) -> list[Any]:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    common = {"save_on_train_epoch_end": False, "auto_insert_metric_name": False, "enable_version_counter": False}
+    best = ModelCheckpoint(
+        dirpath=folder / BEST,
+        filename="{step}",
+        monitor=VAL_WER,
+        mode="min",
+        save_top_k=SAVE_TOP_K,
+        save_weights_only=True,
+        **common,
+    )
+    # After the other, whose state is part of it.
+    last = ModelCheckpoint(dirpath=folder / LAST, filename="{step}", save_top_k=1, **common)
+    return [best, last]
+
+
+def _checkpoint_files() -> Any:
+    import torch
+    from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+    class CheckpointFiles(TorchCheckpointIO):  # type: ignore[misc]  # untyped
+        """Whole files of tensors and plain values, and nothing else."""
+
+        def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
+            path = Path(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # NeMo's is the model's configuration as OmegaConf's objects, which the base weights hold anyway.
+            torch.save({name: value for name, value in checkpoint.items() if name not in HPARAMS}, beside(path))
+            beside(path).replace(path)
+
+        def load_checkpoint(self, path: Any, map_location: Any = None) -> dict[str, Any]:  # noqa: ARG002
+            loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return loaded
+
+    return CheckpointFiles()

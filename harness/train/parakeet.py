@@ -1,0 +1,336 @@
+"""Fine-tunes Parakeet and its kin with NeMo and Lightning; a killed training goes on at its last checkpoint."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from harness.core.artifact import Resources
+from harness.core.manifests import iterate_utterances, write_jsonl
+from harness.core.nemo_file import quiet, restore
+from harness.core.targets import target_text
+from harness.errors import DataError, MissingError
+from harness.suite.model import ModelSpec, TrainingSpec
+from harness.train import nemo_weights
+from harness.train.joint_memory import check_joint, free_memory_bytes
+from harness.train.nemo_trainer import Schedule, build_trainer, last_checkpoint, use_russian_wer
+from harness.train.speech_batches import (
+    Batches,
+    Clips,
+    Vocabulary,
+    epoch_batches,
+    evaluation_batches,
+    loader,
+    read_clips,
+)
+from harness.train.tdt_loss import make_portable
+from harness.train.tokenizer import (
+    FEW_LETTERS,
+    NewTokenizer,
+    change_tokenizer,
+    missing_letters,
+    model_vocabulary,
+    train_tokenizer,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.core.artifact import Artifact, Inputs, Work
+
+VERSION = 1
+RESOURCES = Resources(whole_machine=True, gpu=True)
+CONFIG = "config:"
+"""Before the file or name of a configuration, where base weights are named by a text."""
+CONFIG_SCHEMA = {
+    "type": "object",
+    "properties": {"config": {"type": "string"}},
+    "required": ["config"],
+    "additionalProperties": False,
+}
+SCHEDULERS = {"cosine": "CosineAnnealing", "linear": "WarmupAnnealing", "constant_with_warmup": "WarmupPolicy"}
+"""NeMo's names."""
+TOKENIZED = ("EncDecRNNTBPEModel", "EncDecCTCModelBPE", "EncDecHybridRNNTCTCBPEModel")
+"""NeMo's transducers (RNN-T and TDT), CTC models and hybrids of both, with a SentencePiece tokenizer."""
+ENGLISH = frozenset(
+    f"nvidia/parakeet-{name}"
+    for name in (
+        *("tdt-0.6b-v2", "tdt-1.1b", "rnnt-0.6b", "rnnt-1.1b", "ctc-0.6b", "ctc-1.1b", "tdt_ctc-1.1b", "tdt_ctc-110m"),
+    )
+)
+"""Known not to write Cyrillic before they are fetched; of others the base weights' step finds out."""
+
+
+class Training(TrainingSpec):
+    """Training of one variant."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    warmup_steps: int = Field(default=500, ge=0)
+    min_lr: float = Field(default=1e-6, ge=0, description="Where the schedule ends.")
+    epochs: int = Field(default=50, ge=1, description="Passes over the training set, unless max_steps says otherwise.")
+    max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps; takes the place of epochs.")
+    batch_duration_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds of speech, with padding, in one forward pass: clips of like length, where one of t s "
+        "counts as t + t²/20, for the memory that it takes.",
+    )
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description="Forward passes in one optimizer step.")
+    max_clip_s: float = Field(default=40.0, gt=0, description="Longer clips are left out.")
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "fp32", "16-mixed", "bf16-mixed"] = Field(
+        default="auto", description="auto: bf16-mixed on CUDA that has it, else 16-mixed; fp32 on a CPU."
+    )
+    freeze: Literal["none", "encoder"] = Field(default="none", description="encoder: only the decoder learns.")
+    spec_augment: bool = Field(default=True, description="Masks in time and frequency, as the model's config has them.")
+    tokenizer: NewTokenizer | None = Field(default=None, description="null: the model's own is kept.")
+    eval_steps: int = Field(default=500, ge=1, description="Dev loss and WER, and a checkpoint, each so many steps.")
+    early_stopping_patience: int | None = Field(
+        default=None, ge=1, description="Stop after so many evaluations without a better dev WER."
+    )
+    num_workers: int = Field(default=0, ge=0, description="Processes that read recordings ahead.")
+
+    not_identity = {"num_workers": "the same batches, only sooner"}  # noqa: RUF012  # a ClassVar of Spec
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.batch_duration_s < self.max_clip_s:
+            raise ValueError(
+                f"batch_duration_s {self.batch_duration_s:g} does not hold one clip of max_clip_s {self.max_clip_s:g}; "
+                "raise the one or lower the other"
+            )
+        if self.min_lr > self.learning_rate:
+            raise ValueError(f"min_lr {self.min_lr:g} is over learning_rate {self.learning_rate:g}; lower it")
+        return self
+
+
+def _named(value: Any) -> Any:
+    """`{config: FILE}` as a text."""
+    alone = isinstance(value, dict) and set(value) == {"config"} and isinstance(value["config"], str)
+    return f"{CONFIG}{value['config']}" if alone else value
+
+
+class Spec(ModelSpec):
+    """NeMo's FastConformers: Parakeet TDT, RNNT, CTC and hybrids."""
+
+    kind: Literal["parakeet"] = "parakeet"
+    base: Annotated[
+        str,
+        BeforeValidator(_named),
+        WithJsonSchema({"anyOf": [{"type": "string"}, CONFIG_SCHEMA]}),
+    ] = Field(
+        default="nvidia/parakeet-tdt-0.6b-v3",
+        description="A .nemo file, a folder with one, a hub id; or {config: FILE.yaml or a name} for random weights.",
+    )
+    train: Training = Training()
+
+    def base_step(self) -> nemo_weights.Spec:
+        """What places the base weights."""
+        replaced = self.train.tokenizer is not None
+        return nemo_weights.Spec(
+            base="" if self.base.startswith(CONFIG) else self.base,
+            config=self.base.removeprefix(CONFIG) if self.base.startswith(CONFIG) else "",
+            revision=self.revision,
+            vocabulary="replaced" if replaced else "kept",
+        )
+
+    @model_validator(mode="after")
+    def _know_russian(self) -> Self:
+        if self.base in ENGLISH and self.train.tokenizer is None:
+            raise ValueError(
+                f"{self.base} is English: its tokens have none of the letters {missing_letters([])}; take "
+                "nvidia/parakeet-tdt-0.6b-v3, or train a tokenizer: train: {tokenizer: {train: bpe, vocab_size: 1024}}"
+            )
+        return self
+
+
+def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
+    """Train one variant.
+
+    inputs: `base` with `model/model.nemo`, `train` and `dev` with manifests.
+    Leaves `model/model.nemo` (the best checkpoint by dev WER), `curves.jsonl` and TensorBoard files.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        # A CPU adds the gradients of one position from several threads in any order: no two runs would end alike.
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.manual_seed(spec.seed)
+    with quiet():
+        model = _model(inputs, spec, scratch=work.scratch)
+    train, dev = (_clips(inputs[role][0], spec, model_vocabulary(model), work, role) for role in ("train", "dev"))
+    for clips in (train, dev):
+        check_joint(model, clips, seconds=spec.batch_duration_s, free_bytes=free_memory_bytes())
+    per_epoch = sum(1 for _ in epoch_batches(train, seconds=spec.batch_duration_s, seed=spec.seed, epoch=0))
+    schedule = _schedule(spec, batches_per_epoch=per_epoch)
+    _set_optimizer(model, spec, max_steps=schedule.max_steps)
+    precision = _precision(spec.precision)
+    trainer = build_trainer(
+        work, schedule=schedule, precision=precision, max_grad_norm=spec.max_grad_norm, seed=spec.seed
+    )
+    _fit(trainer, model, spec, train=train, dev=dev, schedule=schedule, resumed=last_checkpoint(work.scratch))
+    notes = [
+        note
+        for role, clips in (("train", train), ("dev", dev))
+        for note in clips.notes(of=role, policy=spec.text, max_clip_s=spec.max_clip_s)
+    ]
+    return _finish(trainer, model, work) | {
+        "num_steps": schedule.max_steps,
+        "num_batches_per_epoch": per_epoch,
+        "num_train_clips": len(train.rows),
+        "num_trainable": sum(item.numel() for item in model.parameters() if item.requires_grad),
+        "precision": precision,
+        "notes": notes,
+    }
+
+
+def _fit(
+    trainer: Any,
+    model: Any,
+    spec: Training,
+    *,
+    train: Clips,
+    dev: Clips,
+    schedule: Schedule,
+    resumed: tuple[str, int] | None,
+) -> None:
+    import torch
+
+    batches = Batches(
+        train,
+        seconds=spec.batch_duration_s,
+        seed=spec.seed,
+        num_batches=schedule.max_steps * schedule.accumulation,
+        start=resumed[1] * schedule.accumulation if resumed else 0,
+    )
+    dev_batches = evaluation_batches(dev, seconds=spec.batch_duration_s)
+    try:
+        with warnings.catch_warnings():
+            # Lightning does not know that the batches begin where the checkpoint ended, in folders that are ours.
+            warnings.filterwarnings("ignore", message=".*(dataloader is not resumable|exists and is not empty)")
+            trainer.fit(
+                model,
+                train_dataloaders=loader(train, batches, num_workers=spec.num_workers),
+                val_dataloaders=loader(dev, dev_batches, num_workers=0),
+                ckpt_path=resumed[0] if resumed else None,
+            )
+    except torch.OutOfMemoryError as error:
+        raise MissingError(
+            f"the GPU's memory does not hold {spec.batch_duration_s:g} s of speech; halve batch_duration_s and double "
+            f"gradient_accumulation_steps ({spec.gradient_accumulation_steps}): {error}"
+        ) from error
+
+
+def _model(inputs: Inputs, spec: Training, *, scratch: Path) -> Any:
+    """The base model with its tokenizer and its loss as they shall be."""
+    path = inputs["base"][0].path / "model" / nemo_weights.MODEL_FILE
+    model = restore(path)
+    if type(model).__name__ not in TOKENIZED:
+        raise DataError(f"base: a {type(model).__name__} cannot be fine-tuned here; use one of {', '.join(TOKENIZED)}")
+    if spec.tokenizer is not None:
+        texts = _texts(inputs["train"][0], spec)
+        folder = scratch / "tokenizer"
+        train_tokenizer(texts, vocab_size=spec.tokenizer.vocab_size, folder=folder)
+        change_tokenizer(model, folder=folder)
+    missing = missing_letters(list((model.joint if hasattr(model, "joint") else model.decoder).vocabulary))
+    if len(missing) > FEW_LETTERS and spec.tokenizer is None:
+        raise DataError(
+            f"none of the base model's tokens writes {missing}; take a base that knows Russian, such as "
+            "nvidia/parakeet-tdt-0.6b-v3, or train a tokenizer: tokenizer: {train: bpe, vocab_size: 1024}"
+        )
+    if hasattr(model, "joint"):
+        make_portable(model.loss)
+    use_russian_wer(model)
+    if not spec.spec_augment:
+        model.spec_augmentation = None
+    model.train()
+    if spec.freeze == "encoder":
+        # Frozen, it also stays in evaluation mode: its batch norms learn nothing either.
+        model.encoder.freeze()
+    return model
+
+
+def _texts(artifact: Artifact, spec: Training) -> Iterator[str]:
+    for batch in iterate_utterances(artifact.path, columns=["text"]):
+        texts = (target_text(text, spec.text) for text in batch.column("text").to_pylist())
+        yield from (text for text in texts if text)
+
+
+def _clips(artifact: Artifact, spec: Training, vocabulary: Vocabulary, work: Work, role: str) -> Clips:
+    return read_clips(
+        artifact,
+        policy=spec.text,
+        vocabulary=vocabulary,
+        max_clip_s=spec.max_clip_s,
+        cache=work.scratch / "clips",
+        role=role,
+    )
+
+
+def _schedule(spec: Training, *, batches_per_epoch: int) -> Schedule:
+    accumulation = spec.gradient_accumulation_steps
+    max_steps = spec.max_steps or math.ceil(spec.epochs * batches_per_epoch / accumulation)
+    return Schedule(
+        max_steps=max_steps,
+        accumulation=accumulation,
+        eval_steps=min(spec.eval_steps, max_steps),
+        batches_per_epoch=batches_per_epoch,
+        patience=spec.early_stopping_patience,
+    )
+
+
+def _set_optimizer(model: Any, spec: Training, *, max_steps: int) -> None:
+    """NeMo builds optimizer and schedule from the model's configuration when training begins."""
+    from omegaconf import OmegaConf, open_dict
+
+    settings = {
+        "name": "adamw",
+        "lr": spec.learning_rate,
+        "betas": [0.9, 0.98],
+        "weight_decay": spec.weight_decay,
+        "sched": {
+            "name": SCHEDULERS[spec.schedule],
+            "warmup_steps": spec.warmup_steps,
+            "min_lr": spec.min_lr,
+            "max_steps": max_steps,
+        },
+    }
+    with open_dict(model.cfg):
+        model.cfg.optim = OmegaConf.create(settings)
+    # The whole configuration, with every token of the vocabulary, is no hyper-parameter to log.
+    model._log_hyperparams = False  # noqa: SLF001  # Lightning's, without a public name
+
+
+def _precision(wanted: str) -> str:
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    return "fp32"
+
+
+def _finish(trainer: Any, model: Any, work: Work) -> dict[str, Any]:
+    import torch
+
+    best, *_ = (item for item in trainer.checkpoint_callbacks if item.monitor)
+    curves, *_ = (item for item in trainer.callbacks if hasattr(item, "rows"))
+    state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    model.load_state_dict(state)
+    # Saved as it would be without a portable loss and a metric of our own: neither has weights or a configuration.
+    model.cpu().eval().save_to(str(work.path / "model" / nemo_weights.MODEL_FILE))
+    write_jsonl(work.path / "curves.jsonl", curves.rows)
+    shutil.copytree(work.scratch / "tensorboard", work.path / "tensorboard", dirs_exist_ok=True)
+    return {
+        "best_dev_wer": float(best.best_model_score),
+        "best_step": int(Path(best.best_model_path).stem),
+        "final_step": trainer.global_step,
+    }
