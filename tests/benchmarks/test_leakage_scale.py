@@ -207,7 +207,7 @@ def test_every_way_of_copying_every_recording(benchmark: Any, tmp_path: Path, le
     spec = leakage.Spec(allow="to see them all", ignore=["transcript"])
     meta = benchmark.pedantic(leakage.run, args=(spec, sets, work), rounds=1)
     lines = (work.path / "leaks.jsonl").read_text("utf-8").splitlines()
-    found = [(*item["id"].split("/"), item["heldout_id"]) for item in map(json.loads, lines)]
+    found = [(*item["id"].split("/", 1), item["heldout_id"]) for item in map(json.loads, lines)]
     true = Counter(way for name, way, other in found if name == other)
     # A word and the sentence that it was cut from share what they share.
     num_false = sum(name != other.split()[0] for name, _, other in found)

@@ -44,7 +44,7 @@ def prepared(folder: Path, *, heard: list[Transcript], references: dict[str, str
     for name in ("heldout", "transcripts", "export"):
         (folder / name).mkdir()
     rows = [
-        Utterance(id=name, audio=f"{name}.wav", sha256=name, text=said, duration_s=2.0)
+        Utterance(id=name, audio=f"{name}.wav", sha256=name.encode().hex().zfill(64), text=said, duration_s=2.0)
         for name, said in references.items()
     ]
     write_manifests(folder / "heldout", rows)
