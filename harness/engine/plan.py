@@ -141,6 +141,7 @@ def plan(suite: Suite, *, digest: Digest) -> Plan:
 def _checked(build: Builder, suite: Suite, train_set: Step, heldout: Mapping[str, Step]) -> Step:
     """The leakage check that training waits for."""
     spec = leakage.Spec(
+        names=list(heldout),
         allow=suite.allow_leakage.reason if suite.allow_leakage else "",
         # Where equal transcripts need not leave training, they are no leak.
         ignore=[] if "transcript" in suite.train.drop_heldout else ["transcript"],
