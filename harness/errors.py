@@ -56,3 +56,8 @@ class SuiteError(HarnessError):
     def __init__(self, message: str, problems: tuple[Problem, ...] = ()) -> None:
         super().__init__("\n".join([message, *(f"  {problem}" for problem in problems)]))
         self.problems = problems
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error that a library raised, to be told inside one of ours."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")

@@ -14,7 +14,7 @@ from harness.data.archives import Member
 from harness.data.corpus import CorpusSpec
 from harness.data.index import Index, Refusal, Row
 from harness.data.preparation import INDEX_FILE, prepare
-from harness.errors import DataError, MissingError
+from harness.errors import DataError, MissingError, first_line
 from harness.suite.wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _from_disk(spec: Spec, *, scratch: Path) -> Mapping[str, datasets.Dataset]:
             return dict(datasets.load_dataset("parquet", data_files=files, cache_dir=str(scratch / "datasets")))
         loaded = datasets.load_from_disk(path)
     except Exception as error:
-        raise DataError(f"{path}: cannot be read ({_first_line(error)}); save or fetch the dataset again") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); save or fetch the dataset again") from error
     return loaded if isinstance(loaded, Mapping) else {str(loaded.split or "train"): loaded}
 
 
@@ -300,13 +300,13 @@ def _from_hub(name: str, *, spec: Spec) -> tuple[Mapping[str, datasets.Dataset],
         loaded = datasets.load_dataset(name, spec.config, revision=revision or spec.revision)
     except ConnectionError as error:
         raise MissingError(
-            f"{name}: the hub is out of reach ({_first_line(error)}), and there is no copy on this machine; on one "
+            f"{name}: the hub is out of reach ({first_line(error)}), and there is no copy on this machine; on one "
             f"with a network run datasets.load_dataset('{name}').save_to_disk('FOLDER'), and give `path: FOLDER`"
         ) from error
     except Exception as error:
         if "gated dataset" in str(error):
             raise _gated(name) from error
-        raise DataError(f"{name}: cannot be loaded: {_first_line(error)}{_advice(error)}") from error
+        raise DataError(f"{name}: cannot be loaded: {first_line(error)}{_advice(error)}") from error
     return dict(loaded), revision
 
 
@@ -322,7 +322,3 @@ def _advice(error: Exception) -> str:
     if "scripts are no longer supported" in said:
         return "; nobody runs such scripts any more: look for a copy of the dataset in Parquet"
     return "; name one in `config`" if "onfig" in said else ""
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
-from harness.errors import MissingError
+from harness.errors import MissingError, first_line
 from harness.suite.model import Candidate
 from harness.suite.wording import did_you_mean
 from harness.train.weights import HUB_ID, HUB_TIMEOUT_S
@@ -148,7 +148,7 @@ def _from_hub(name: str, quantization: str | None) -> dict[str, Path]:
     try:
         return _resolve(name, quantization, offline=True)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the cache, the hub is tried
-        tried = [f"  Hugging Face's cache: {_first_line(error)}"]
+        tried = [f"  Hugging Face's cache: {first_line(error)}"]
     try:
         from huggingface_hub import HfApi
 
@@ -162,7 +162,7 @@ def _from_hub(name: str, quantization: str | None) -> dict[str, Path]:
         ) from error
     except Exception as error:
         # The hub's client raises what its HTTP library raises.
-        tried.append(f"  the hub: {_first_line(error)}")
+        tried.append(f"  the hub: {first_line(error)}")
         lines = [
             f"base: {name} is not to be had; tried:",
             *tried,
@@ -201,7 +201,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another disk, or a file system without hard links
         shutil.copyfile(source, target)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")

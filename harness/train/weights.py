@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import harness.suite.spec
-from harness.errors import DataError, MissingError
+from harness.errors import DataError, MissingError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -257,7 +257,7 @@ def _from_hub(base: str, *, revision: str) -> Path:
         # hold it for minutes. So the question is asked here first.
         HfApi().model_info(base, revision=revision, timeout=HUB_TIMEOUT_S)
     except Exception as error:
-        raise _NotHereError(_first_line(error)) from error
+        raise _NotHereError(first_line(error)) from error
     return _snapshot(base, revision=revision, local_files_only=False)
 
 
@@ -278,7 +278,7 @@ def _snapshot(base: str, *, revision: str, local_files_only: bool) -> Path:
         )
     except Exception as error:
         # The hub's client raises what its HTTP library raises; whatever it is, the next place is tried.
-        raise _NotHereError(_first_line(error)) from error
+        raise _NotHereError(first_line(error)) from error
     wrong = fault(folder)
     if wrong:
         raise _NotHereError(f"{folder}: {wrong}")
@@ -300,9 +300,5 @@ def _from_wheels(base: str, *, revision: str) -> Path:
             if fault(target):
                 publish(KNOWN[base], target=target)
     except (MissingError, DataError, ImportError, OSError, Timeout) as error:
-        raise _NotHereError(_first_line(error)) from error
+        raise _NotHereError(first_line(error)) from error
     return target
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
