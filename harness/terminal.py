@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from harness.board.leaderboard import leakage_marks
+from harness.board.leaderboard import told_beside
 from harness.engine.estimates import Estimate
 from harness.suite.model import ZERO_SHOT
 
@@ -228,7 +228,7 @@ def _caption(group: Sequence[Line], *, hidden: Sequence[str]) -> Text:
     if hidden:
         parts.append(f"not shown here: {', '.join(hidden)} (--format csv has them)")
     caption = Text("\n".join(parts))
-    for told in leakage_marks(group):
+    for told in told_beside(group):
         caption.append(f"\n{told}", style="bold not dim not italic yellow")
     return caption
 

@@ -22,7 +22,7 @@ COLUMNS = (
     *("rank", "row", "family", "variant", "export", "runtime", "heldout", "split_role"),
     *("wer", "wer_lo", "wer_hi", "cer", "cer_lo", "cer_hi", "num_utterances", "num_failed", "audio_s"),
     *("rtf", "latency_p50_ms", "latency_p95_ms", "load_s", "peak_vram_mib", "peak_ram_mib", "size_mib"),
-    *("tied_with_best", "leakage", "device", "run_id"),
+    *("tied_with_best", "leakage", "note", "device", "run_id"),
 )
 ROLES = {"test": 0, "dev": 1}
 """The verdict is read on test, so it comes first."""
@@ -46,7 +46,8 @@ def lines(plan: Plan, store: Store, *, run_ids: dict[str, str]) -> list[Line]:
         tied = _tied([score for _, score in group], plan)
         for rank, ((row, score), tie) in enumerate(zip(group, tied, strict=True), start=1):
             run_id = run_ids.get(row.scored.key, "")
-            board.append(_line(row, score.meta, rank=rank, tied=tie, leakage=_allowed_leakage(plan), run_id=run_id))
+            marks = {"leakage": _allowed_leakage(plan), "note": _note(row, store), "run_id": run_id}
+            board.append(_line(row, score.meta, rank=rank, tied=tie, marks=marks))
     return board
 
 
@@ -60,7 +61,13 @@ def _allowed_leakage(plan: Plan) -> str | None:
     return " ".join(allowed.reason.split()) if allowed else None
 
 
-def _line(row: Row, meta: Any, *, rank: int, tied: bool | None, leakage: str | None, run_id: str) -> Line:
+def _note(row: Row, store: Store) -> str | None:
+    """What a reader must know of the base model, such as letters that it cannot write; None if nothing."""
+    placed = store.find(row.placed.folder, key=row.placed.key)
+    return "; ".join(placed.meta.get("notes", [])) or None if placed else None
+
+
+def _line(row: Row, meta: Any, *, rank: int, tied: bool | None, marks: Line) -> Line:
     own = {
         "rank": rank,
         "row": row.row,
@@ -71,8 +78,7 @@ def _line(row: Row, meta: Any, *, rank: int, tied: bool | None, leakage: str | N
         "heldout": row.heldout,
         "split_role": row.split_role,
         "tied_with_best": tied,
-        "leakage": leakage,
-        "run_id": run_id,
+        **marks,
     }
     return {name: own[name] if name in own else meta.get(name) for name in COLUMNS}
 
@@ -121,7 +127,7 @@ def publish(board: list[Line], plan: Plan, store: Store, *, folder: Path) -> Non
 def render(board: list[Line], *, form: str) -> str:
     """The board as `csv`, `json` or `md`. What was not measured is empty (csv, md) or null (json), never 0.
 
-    Under the table of `md` stands why leakage was allowed, if it was.
+    Under the table of `md` stands what must be told beside it.
     """
     if form == "json":
         return json.dumps(board, ensure_ascii=False, indent=1) + "\n"
@@ -133,13 +139,14 @@ def render(board: list[Line], *, form: str) -> str:
     shown = [[_cell(line[name]) for name in MARKDOWN] for line in board]
     head = [" | ".join(MARKDOWN.values()), " | ".join("---" for _ in MARKDOWN)]
     table = "".join(f"| {text} |\n" for text in [*head, *(" | ".join(cells) for cells in shown)])
-    return table + "".join(f"\n**{told}**\n" for told in leakage_marks(board))
+    return table + "".join(f"\n**{told}**\n" for told in told_beside(board))
 
 
-def leakage_marks(board: Sequence[Line]) -> list[str]:
+def told_beside(board: Sequence[Line]) -> list[str]:
     """What must stand beside the figures of a board, or of a part of it."""
     reasons = dict.fromkeys(line["leakage"] for line in board if line["leakage"])
-    return [f"Leakage allowed, the figures may be too good: {reason}" for reason in reasons]
+    notes = dict.fromkeys(line["note"] for line in board if line["note"])
+    return [*(f"Leakage allowed, the figures may be too good: {reason}" for reason in reasons), *notes]
 
 
 MARKDOWN = {
@@ -175,7 +182,7 @@ def read_csv(path: Path) -> list[Line]:
     import pandas as pd
 
     # Only an empty cell is empty: a variant may be called "NA", and a run's name may look like a number.
-    named = ("row", "family", "variant", "export", "runtime", "heldout", "leakage", "device", "run_id")
+    named = ("row", "family", "variant", "export", "runtime", "heldout", "leakage", "note", "device", "run_id")
     words = dict.fromkeys(named, str)
     frame = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""], float_precision="round_trip")
     return [

@@ -80,6 +80,8 @@ class Row:
     exported: Step
     scored: Step
     trained: Step | None
+    placed: Step
+    """The base weights, or the published model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,7 @@ def _rows(  # noqa: PLR0917  # the parts of one suite, in the order of the data
                 exported=exported,
                 scored=scored,
                 trained=trained,
+                placed=base,
             )
 
 

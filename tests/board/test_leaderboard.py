@@ -11,6 +11,7 @@ from rich.console import Console
 
 from harness.board.leaderboard import COLUMNS, lines, publish, read_csv, render
 from harness.terminal import leaderboard
+from tests import boards
 from tests.boards import NUM_UTTERANCES, SUITE, Finished, finished, mishear
 
 if TYPE_CHECKING:
@@ -201,3 +202,16 @@ def test_allowed_leakage_stands_under_every_table(leaking: Finished, done: Finis
             console = Console(file=io.StringIO(), width=200)
             console.print(table)
             assert (told in console.file.getvalue()) == marked, "as written: nothing in a reason is markup"
+
+
+def test_what_a_base_model_lacks_is_told_of_its_rows(
+    done: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = "nvidia/parakeet-tdt-0.6b-v2 cannot write абв"
+    monkeypatch.setitem(boards.MAKE, "base", lambda _work, _step: {"notes": [note]})
+    english = finished(tmp_path)
+    assert {line["note"] for line in board(english)} == {note}
+    assert {line["note"] for line in board(done)} == {None}
+    assert render(board(english), form="md").endswith(f" |\n\n**{note}**\n")
+    for table in leaderboard(board(english), width=200):
+        assert str(table.caption).endswith(f"\n{note}")
