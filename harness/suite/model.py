@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -91,7 +91,9 @@ class ModelSpec(Candidate):
     """A model that is trained and exported; its `Spec` adds `train`."""
 
     revision: str = Field(default="main", description="Branch, tag or commit of the hub id.")
-    zero_shot: bool = Field(default=True, description="Score the untrained base model as a row of its own.")
+    zero_shot: Literal[True, False, "only"] = Field(
+        default=True, description="Score the untrained base model as a row of its own; only: and train nothing."
+    )
     train: TrainingSpec
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default={}, description="Training field → values; every combination is a variant."
@@ -104,6 +106,13 @@ class ModelSpec(Candidate):
     @property
     def runnable(self) -> Sequence[Runnable]:
         return [export for declared in self.export for export in declared.spread()]
+
+    @model_validator(mode="after")
+    def _train_nothing(self) -> Self:
+        if self.zero_shot == "only" and (self.grid or self.variants):
+            asked = " and ".join(name for name in ("grid", "variants") if getattr(self, name))
+            raise ValueError(f"zero_shot: only trains nothing, but there is {asked}; write zero_shot: true, or drop it")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +130,7 @@ def expand(model: Candidate, *, seed: int) -> list[Variant]:
     Without a grid and without named variants, `train` itself is the one variant, TUNED. What is not trained has the
     one variant ZERO_SHOT.
     """
-    if not isinstance(model, ModelSpec):
+    if not isinstance(model, ModelSpec) or model.zero_shot == "only":
         return [Variant(ZERO_SHOT, None)]
     changes = [(variant_name(fields), fields) for fields in combinations(model.grid)]
     changes += model.variants.items()

@@ -97,7 +97,8 @@ def _expected(detail: ErrorDetails) -> str:
     if detail["type"] == "string_too_short" and context["min_length"] > 1:
         return f"at least {context['min_length']} letters"
     if detail["type"] in EXPECTED:
-        return EXPECTED[detail["type"]].format(**context)
+        told = EXPECTED[detail["type"]].format(**context)
+        return re.sub(r"\b(?:True|False)\b", lambda word: word[0].lower(), told)  # as YAML writes them
     return detail["msg"].removeprefix("Input should be ")
 
 

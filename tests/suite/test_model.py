@@ -52,6 +52,7 @@ def test_grid_is_a_product_in_its_written_order() -> None:
     [
         ({}, [ZERO_SHOT, "tuned"]),
         ({"zero_shot": False}, ["tuned"]),
+        ({"zero_shot": "only"}, [ZERO_SHOT]),
         ({"grid": {"learning_rate": [3e-5, 1e-5]}}, [ZERO_SHOT, "lr3e-5", "lr1e-5"]),
         ({"variants": {"b": {"epochs": 2}, "a": {}}}, [ZERO_SHOT, "b", "a"]),
         (
@@ -116,3 +117,16 @@ def test_a_new_version_of_the_policies_is_another_training(monkeypatch: pytest.M
     monkeypatch.setattr(targets, "VERSION", targets.VERSION + 1)
     after = whisper.Training().identity()
     assert {name for name in before if before[name] != after[name]} == {"text"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"grid": {"learning_rate": [1e-5]}}, "grid"),
+        ({"variants": {"a": {}}}, "variants"),
+        ({"grid": {"learning_rate": [1e-5]}, "variants": {"a": {}}}, "grid and variants"),
+    ],
+)
+def test_zero_shot_alone_takes_no_variants(fields: dict[str, object], asked: str) -> None:
+    with pytest.raises(ValidationError, match=f"only trains nothing, but there is {asked}; write zero_shot: true, or"):
+        model(zero_shot="only", **fields)
