@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic_core import CoreSchema, core_schema
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 FOLDERS = {"dataset": "data", "model": "train", "export": "export", "runtime": "score"}
 """What a suite calls it → the folder of `harness/` that its kinds live in."""
+DECLARED = re.compile(r"^    kind: Literal\[", re.MULTILINE)
+"""What a kind's file has in its `Spec`."""
 
 
 @cache
@@ -29,6 +33,9 @@ def kinds(what: str) -> dict[str, ModuleType]:
     folder = importlib.import_module(f"harness.{FOLDERS[what]}")
     found = {}
     for info in pkgutil.iter_modules(folder.__path__):
+        # Most files of a folder are no kinds; to import them all would cost every command a tenth of a second.
+        if not DECLARED.search(Path(folder.__path__[0], f"{info.name}.py").read_text(encoding="utf-8")):
+            continue
         module = importlib.import_module(f"{folder.__name__}.{info.name}")
         spec = getattr(module, "Spec", None)
         if spec is None or "kind" not in spec.model_fields:
