@@ -1,37 +1,67 @@
 """Clips into 30-second windows: what one training example holds.
 
 Whisper's encoder always sees 30 s. A clip of 4 s alone is seven eighths silence, and training on such clips unlearns
-timestamps; several clips in one window, each between its timestamp tokens, cost the same and keep them.
+timestamps; several clips in one window, each between its timestamp tokens, cost the same and keep them. Clips follow
+each other without a gap: what silence speakers leave at both ends of a clip is the pause. None is ever split, so that
+no window ends in Whisper's start of a segment that the next window goes on with.
 """
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from harness.suite.spec import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-MAX_LABEL_TOKENS = 448
-"""Whisper's text context."""
+MAX_TOKENS = 448
+"""Whisper's text context, unless a model's config says otherwise."""
 TOKENS_AROUND_WINDOW = 5
 """Start, language, task, no-timestamps, end."""
 TOKENS_AROUND_CLIP = 2
 """Its two timestamps."""
+TIMESTAMPS_PER_S = 50
+"""Whisper's timestamps lie on a grid of 20 ms; a clip in a window is padded to it."""
+MAX_WINDOW_S = 30
+TIMESTAMPS = 0.5
+"""Share of windows with timestamps, where a suite only says that there are some."""
+
+
+def _share(value: Any) -> Any:
+    return {True: TIMESTAMPS, False: 0.0}[value] if isinstance(value, bool) else value
 
 
 class Packing(Spec):
     """How clips share windows."""
 
-    window_s: float = Field(default=29.5, gt=0, le=30, description="At most this much speech in a window.")
-    timestamps: float = Field(default=0.5, ge=0, le=1, description="Share of windows with timestamp tokens.")
+    window_s: float = Field(
+        default=29.5,
+        gt=0,
+        le=MAX_WINDOW_S,
+        description="At most this much speech in a window. A longer clip, up to 30 s, has a window to itself.",
+    )
+    timestamps: Annotated[
+        float,
+        Field(ge=0, le=1),
+        BeforeValidator(_share),
+        WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "number", "minimum": 0, "maximum": 1}]}),
+    ] = Field(default=TIMESTAMPS, description=f"Share of windows with timestamp tokens; true: {TIMESTAMPS:g}.")
     singles: float = Field(
         default=0.2, ge=0, le=1, description="Share of clips that also come alone, as dictation does."
+    )
+    prompts: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of packed windows that begin with the text of the window before, as dictation in context "
+        "does: the model reads it, and learns nothing of it.",
     )
 
 
@@ -41,17 +71,26 @@ class Window:
 
     clips: tuple[int, ...]
     timestamps: bool
+    prompt: tuple[int, ...] = ()
+    """Clips whose text the decoder is given as what was said before."""
 
 
 def windows(
-    durations_s: Sequence[float], num_tokens: Sequence[int], *, packing: Packing | None, seed: int
+    durations_s: Sequence[float],
+    num_tokens: Sequence[int],
+    *,
+    packing: Packing | None,
+    seed: int,
+    max_tokens: int = MAX_TOKENS,
 ) -> Iterator[Window]:
     """Endless windows, another packing each epoch; the same for the same seed.
 
-    durations_s, num_tokens: of each clip; no clip may be longer than the window or its text than the text context.
-    Without packing each clip is a window of its own, without timestamps.
+    durations_s, num_tokens: of each clip; no clip may be longer than 30 s, or its text than the text context.
+    max_tokens: the text context. Without packing each clip is a window of its own, without timestamps.
     """
     rng = random.Random(seed)  # noqa: S311  # an order of clips, not a secret
+    # Apart from the order: the windows are the same, whatever share of them has a prompt.
+    prompting = random.Random(f"prompts {seed}")  # noqa: S311
     while True:
         order = list(range(len(durations_s)))
         rng.shuffle(order)
@@ -60,34 +99,60 @@ def windows(
             continue
         epoch = [
             Window(clips, timestamps=rng.random() < packing.timestamps)
-            for clips in _fill(order, durations_s, num_tokens, window_s=packing.window_s)
+            for clips in _fill(order, durations_s, num_tokens, window_s=packing.window_s, max_tokens=max_tokens)
         ]
+        if packing.prompts:
+            epoch[1:] = [
+                replace(window, prompt=before.clips) if prompting.random() < packing.prompts else window
+                for before, window in pairwise(epoch)
+            ]
         singles = rng.sample(order, round(packing.singles * len(order)))
         epoch += [Window((index,), timestamps=False) for index in singles]
         rng.shuffle(epoch)
         yield from epoch
 
 
-def epoch_size(durations_s: Sequence[float], num_tokens: Sequence[int], *, packing: Packing | None) -> int:
+def epoch_size(
+    durations_s: Sequence[float], num_tokens: Sequence[int], *, packing: Packing | None, max_tokens: int = MAX_TOKENS
+) -> int:
     """About how many windows one pass over the clips takes; packings differ by a few."""
     if packing is None:
         return len(durations_s)
-    packed = _fill(range(len(durations_s)), durations_s, num_tokens, window_s=packing.window_s)
+    order = range(len(durations_s))
+    packed = _fill(order, durations_s, num_tokens, window_s=packing.window_s, max_tokens=max_tokens)
     return sum(1 for _ in packed) + round(packing.singles * len(durations_s))
 
 
+def grid_steps(duration_s: float) -> int:
+    """How many steps of the timestamp grid a clip takes."""
+    # Less than a sample, more than the rounding of a product: a clip of whole steps has no step more.
+    return math.ceil(duration_s * TIMESTAMPS_PER_S - 1e-6)
+
+
 def _fill(
-    order: Sequence[int], durations_s: Sequence[float], num_tokens: Sequence[int], *, window_s: float
+    order: Sequence[int],
+    durations_s: Sequence[float],
+    num_tokens: Sequence[int],
+    *,
+    window_s: float,
+    max_tokens: int,
 ) -> Iterator[tuple[int, ...]]:
     clips: list[int] = []
-    length_s, tokens = 0.0, TOKENS_AROUND_WINDOW
+    length_s, steps, tokens = 0.0, 0, TOKENS_AROUND_WINDOW
     for index in order:
-        more = num_tokens[index] + TOKENS_AROUND_CLIP
-        if clips and (length_s + durations_s[index] > window_s or tokens + more > MAX_LABEL_TOKENS):
+        duration_s = durations_s[index]
+        more_steps, more_tokens = grid_steps(duration_s), num_tokens[index] + TOKENS_AROUND_CLIP
+        if clips and (
+            length_s + duration_s > window_s
+            # What many clips are padded by may be more than what `window_s` leaves of the 30 s.
+            or steps + more_steps > MAX_WINDOW_S * TIMESTAMPS_PER_S
+            or tokens + more_tokens > max_tokens
+        ):
             yield tuple(clips)
-            clips, length_s, tokens = [], 0.0, TOKENS_AROUND_WINDOW
+            clips, length_s, steps, tokens = [], 0.0, 0, TOKENS_AROUND_WINDOW
         clips.append(index)
-        length_s += durations_s[index]
-        tokens += more
+        length_s += duration_s
+        steps += more_steps
+        tokens += more_tokens
     if clips:
         yield tuple(clips)

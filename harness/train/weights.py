@@ -44,6 +44,10 @@ LICENCES = {
     "nvidia/parakeet-": "CC-BY-4.0",
 }
 """By id, or by the start of an id that ends with a hyphen."""
+ENGLISH = ".en"
+"""How the names of Whispers end that know English only."""
+MULTILINGUAL_VOCABULARY = 51_865
+"""Tokens of the first Whisper with tokens for languages. whisper.cpp, too, tells it by their number."""
 
 
 class Spec(harness.suite.spec.Spec):
@@ -77,8 +81,9 @@ class _NotHereError(Exception):
 
 
 def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:  # noqa: ARG001 - a step's signature
-    """Place the base weights in `model/`."""
+    """Place the base weights in `model/`. Raises DataError if they are not those of a multilingual Whisper."""
     found = find(spec.base, revision=spec.revision)
+    _check_whisper(found.path, base=spec.base)
     target = work.path / "model"
     # A step that was killed in the middle starts anew.
     shutil.rmtree(target, ignore_errors=True)
@@ -159,6 +164,11 @@ def licence(base: str) -> str | None:
     )
 
 
+def is_english(base: str) -> bool:
+    """Whether the name of a hub id says so."""
+    return HUB_ID.fullmatch(base) is not None and base.endswith(ENGLISH)
+
+
 def fault(folder: Path) -> str | None:
     """What keeps a folder from being used as weights, None if nothing does. Reads headers only."""
     if not folder.is_dir():
@@ -201,6 +211,22 @@ def num_parameters(path: Path) -> int:
     if size != expected:
         raise DataError(f"{path.name}: {size} bytes instead of {expected}; fetch it again")
     return count
+
+
+def _check_whisper(folder: Path, *, base: str) -> None:
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    found = config.get("model_type")
+    if found != "whisper":
+        raise DataError(
+            f"base: {base} is a model of type {found!r}, not a Whisper; take one such as openai/whisper-base, "
+            "or another `kind:`"
+        )
+    vocab_size = config.get("vocab_size", MULTILINGUAL_VOCABULARY)
+    if vocab_size < MULTILINGUAL_VOCABULARY:
+        raise DataError(
+            f"base: {base} has {vocab_size} tokens, a Whisper that knows other languages than English at least "
+            f"{MULTILINGUAL_VOCABULARY}; take a multilingual one such as openai/whisper-base"
+        )
 
 
 def _local(base: str) -> Path | None:

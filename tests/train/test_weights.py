@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
 from harness.errors import DataError, MissingError
-from harness.train import weights, wheels
+from harness.train import weights, wheels, whisper
 from harness.train.weights import Spec, find, resolve
 
 if TYPE_CHECKING:
@@ -316,6 +318,55 @@ def test_the_step_shares_the_cache_if_it_can(work: Work, monkeypatch, links):
     placed = work.path / "model" / "model.safetensors"
     assert placed.read_bytes() == (folder / "model.safetensors").read_bytes()
     assert placed.samefile(folder / "model.safetensors") == links
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "wav2vec2"},
+            "is a model of type 'wav2vec2', not a Whisper; take one such as openai/whisper-base",
+        ),
+        ({}, "is a model of type None, not a Whisper"),
+        (
+            {"model_type": "whisper", "vocab_size": 51864},
+            "has 51864 tokens, a Whisper that knows other languages than English at least 51865; take a multilingual",
+        ),
+    ],
+)
+def test_the_step_refuses_what_is_no_multilingual_whisper(tmp_path, work: Work, config, message):
+    folder = model_folder(tmp_path / "mine", config=json.dumps(config))
+    with pytest.raises(DataError, match=f"base: {folder} {message}"):
+        weights.run(Spec(base=str(folder)), {}, work)
+    assert not any(work.path.iterdir()), "refused before gigabytes are copied"
+
+
+@pytest.mark.parametrize("vocab_size", [51865, 51866])
+def test_the_step_takes_every_multilingual_whisper(tmp_path, work: Work, vocab_size):
+    config = json.dumps({"model_type": "whisper", "vocab_size": vocab_size})
+    meta = weights.run(Spec(base=str(model_folder(tmp_path / "mine", config=config))), {}, work)
+    assert meta["model_type"] == "whisper"
+
+
+@pytest.mark.parametrize(
+    ("base", "english"),
+    [
+        ("openai/whisper-small.en", True),
+        ("distil-whisper/distil-medium.en", True),
+        ("openai/whisper-small", False),
+        ("openai/whisper-large-v3-turbo", False),
+        ("/models/mine.en", False),  # a folder is looked into
+    ],
+)
+def test_the_name_of_an_english_model(base, english):
+    assert weights.is_english(base) == english
+
+
+def test_a_suite_with_an_english_base_is_refused_when_it_is_checked():
+    message = "openai/whisper-small.en is English: it has no token for Russian; take openai/whisper-small$"
+    with pytest.raises(ValidationError) as caught:
+        whisper.Spec(base="openai/whisper-small.en", export=["whisper_onnx"])
+    assert re.search(message, caught.value.errors()[0]["msg"])
 
 
 def no_links(source, target):
