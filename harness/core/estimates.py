@@ -1,4 +1,4 @@
-"""What is known of a dataset before it is prepared."""
+"""What is known of a dataset before it is prepared, and of a training before it is run."""
 
 from __future__ import annotations
 
@@ -24,3 +24,19 @@ class Size:
 
     def __add__(self, other: Size) -> Size:
         return Size(self.num_clips + other.num_clips, self.audio_s + other.audio_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a training will take of a GPU at its peak, by arithmetic."""
+
+    parts: Mapping[str, int]
+    """What takes it → bytes."""
+    micro_batch: int | None = None
+    """Examples in one forward pass, where the training chooses it by itself."""
+    is_least: bool = False
+    """More than this is known to be needed, but not how much."""
+
+    @property
+    def total_b(self) -> int:
+        return sum(self.parts.values())

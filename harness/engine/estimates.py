@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.core.estimates import Size
+from harness.engine.fit import memories
+from harness.engine.search import RESUMED
 from harness.engine.store import ARTIFACT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from harness.core.estimates import Memory
     from harness.data.select import Part
     from harness.engine.plan import Plan, Step
     from harness.engine.store import Store
@@ -37,7 +40,7 @@ START_S = 2.0
 """Until a step's process has imported what it needs."""
 LONG_S = 20.0
 """A shorter step mostly says how long a process takes to start: nothing is reckoned from it."""
-WINDOW_FIELDS = ("freeze", "precision", "packing", "gradient_checkpointing")
+WINDOW_FIELDS = ("freeze", "precision", "packing", "gradient_checkpointing", "lora")
 """Fields of a training, where it has them, that change how long a step of it takes."""
 
 
@@ -62,6 +65,8 @@ class Outlook:
     """By key."""
     missing: Mapping[str, tuple[Path, int]]
     """Dataset → the first file that its step needs and that is not there, and how many there are of them."""
+    memories: Mapping[str, Memory | None] = field(default_factory=dict)
+    """Key of each training to do → what it will take of the GPU; None: not known yet."""
 
     def total(self, name: str) -> float | None:
         """The sum of a field over what is to be done, as far as it is known; None if nothing is."""
@@ -73,7 +78,11 @@ class Outlook:
 def outlook(plan: Plan, store: Store) -> Outlook:
     """What the store knows, and what follows from the datasets' published sizes for the rest."""
     estimator = _Estimator(store)
-    return Outlook({step.key: estimator.of(step) for step in plan.steps}, dict(_missing(plan, store)))
+    return Outlook(
+        {step.key: estimator.of(step) for step in plan.steps},
+        dict(_missing(plan, store)),
+        memories(plan.steps, store, budget=plan.suite.budget),
+    )
 
 
 def split_size(size: Size, part: Part, *, own_splits: tuple[str, ...] | None) -> Size | None:
@@ -163,21 +172,34 @@ class _Estimator:
 
     def _train(self, step: Step) -> Estimate:
         """As long a step as in earlier trainings of the same base model with the same memory and compute settings."""
-        spec, base = step.spec.identity(), step.inputs["base"][0].folder
+        base = step.inputs["base"][0].folder
+        # As the store's records have it.
+        spec = step.spec.model_dump(mode="json", by_alias=True, serialize_as_any=True)
         if not spec.get("max_steps"):
             return Estimate()
         windows, seconds = 0, 0.0
         for record in _records(self.store, "train"):
-            other, done = record.get("spec", {}), record["meta"].get("final_step")
+            other, done = record.get("spec", {}), self._num_steps(record)
             same = all(other.get(field) == spec.get(field) for field in WINDOW_FIELDS)
             if same and done and record.get("inputs", {}).get("base") == [base]:
                 windows += done * _windows(other)
                 seconds += record["wall_s"]
-        return Estimate(wall_s=seconds / windows * spec["max_steps"] * _windows(spec) if windows else None)
+        resumed = [getattr(part.spec, "until", 0) for part in step.inputs.get(RESUMED, ())]
+        num_steps = spec.get("until", spec["max_steps"]) - max(resumed, default=0)
+        return Estimate(wall_s=seconds / windows * num_steps * _windows(spec) if windows else None)
+
+    def _num_steps(self, record: Mapping[str, Any]) -> int:
+        """Optimizer steps that a finished training took itself: without those of the segments before it."""
+        resumed = record.get("inputs", {}).get(RESUMED, [])
+        earlier = [_read(self.store.root / name) for name in resumed if (self.store.root / name).is_dir()]
+        before = max((part["meta"]["final_step"] for part in earlier), default=0)
+        return int(record["meta"].get("final_step") or 0) - before
 
 
 def _windows(training: Mapping[str, Any]) -> int:
     """Examples in an optimizer step."""
+    if training.get("batch_size") == "auto":
+        return int(training["effective_batch_size"])
     return int(training.get("batch_size", 1)) * int(training.get("gradient_accumulation_steps", 1))
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from harness.core.estimates import Memory
 from harness.errors import DataError
 from harness.train.speech_batches import batch_size
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.train.parakeet import Training
     from harness.train.speech_batches import Clips
 
 COPIES = 4
@@ -16,6 +20,11 @@ COPIES = 4
 BYTES_PER_WEIGHT = 16
 """Itself, its gradient and Adam's two moments, in float32."""
 GIB = 2**30
+KNOWN = {"nvidia/parakeet-tdt-0.6b-v3": (627_000_000, 8198)}
+"""Base model → its weights, and the logits of its joint: tokens, blank, durations."""
+FRAME_S = 0.08
+CLIP_S, TOKENS_PER_S = 5.0, 6
+"""Of a batch that every corpus has: of short clips, whose joint is among the smallest."""
 
 
 def check_joint(model: Any, clips: Clips, *, seconds: float, free_bytes: int) -> None:
@@ -48,6 +57,24 @@ def check_joint(model: Any, clips: Clips, *, seconds: float, free_bytes: int) ->
         f"and optimizer are more than the {free_bytes / GIB:.1f} GiB that are free; lower "
         f"{_remedy(float(clips.durations_s[worst]), seconds, alone=together[worst] == 1)}"
     )
+
+
+def memory(spec: Training, base: str, *, folder: Path | None, budget_b: float | None) -> Memory | None:  # noqa: ARG001  # as the plan asks every kind
+    """What fine-tuning takes of a GPU at least: weights, gradients, optimizer, the joint of a batch of short clips.
+
+    What the encoder keeps for the backward pass is not in it. None for a base model whose size is not known.
+    """
+    if base not in KNOWN:
+        return None
+    num_weights, width = KNOWN[base]
+    if spec.tokenizer is not None:
+        width = spec.tokenizer.vocab_size
+    clip_s = min(CLIP_S, spec.max_clip_s)
+    positions = math.ceil(clip_s / FRAME_S) * (math.ceil(clip_s * TOKENS_PER_S) + 1)
+    joint = batch_size(clip_s, seconds=spec.batch_duration_s) * positions * width * 4
+    # Of a frozen encoder, nearly all of the model, there are the weights alone.
+    trained = 4 if spec.freeze == "encoder" else BYTES_PER_WEIGHT
+    return Memory({"weights and optimizer": trained * num_weights, "joint": joint}, is_least=True)
 
 
 def _remedy(duration_s: float, seconds: float, *, alone: bool) -> str:
