@@ -19,6 +19,10 @@ class LeakageError(DataError):
     """A training set shares a recording or a transcript with a held-out set."""
 
 
+class TrainingError(HarnessError):
+    """A training that cannot go on as it is."""
+
+
 class ExportError(HarnessError):
     """A checkpoint that cannot be written in the asked form."""
 

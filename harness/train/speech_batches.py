@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from harness.core.artifact import Artifact
     from harness.core.targets import Policy
+    from harness.train.augmentation import Augmenter
 
 Batch = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]
 """float32 [batch, samples], their numbers int64 [batch], tokens int64 [batch, longest], their numbers int64 [batch]."""
@@ -269,26 +270,50 @@ class Examples:
 
     table: Any
     folder: Path
+    augmenter: Augmenter | None = None
 
-    def __getitem__(self, rows: list[int]) -> Batch:
+    def __getitem__(self, numbered: tuple[int, list[int]]) -> Batch:
         import torch
 
+        place, rows = numbered
         chosen = self.table[rows]
-        samples = [torch.from_numpy(read_samples(self.folder / audio)) for audio in chosen["audio"]]
+        samples = [
+            torch.from_numpy(self._samples(audio, place=place, row=row))
+            for row, audio in zip(rows, chosen["audio"], strict=True)
+        ]
         tokens = [torch.tensor(row, dtype=torch.long) for row in chosen["tokens"]]
         lengths = (torch.tensor([len(item) for item in items]) for items in (samples, tokens))
         waves, labels = (torch.nn.utils.rnn.pad_sequence(items, batch_first=True) for items in (samples, tokens))
         num_samples, num_tokens = lengths
         return waves, num_samples, labels, num_tokens
 
+    def _samples(self, audio: str, *, place: int, row: int) -> np.ndarray:
+        samples = read_samples(self.folder / audio)
+        return samples if self.augmenter is None else self.augmenter.clip(samples, place=place, index=row)
 
-def loader(clips: Clips, batches: Batches | list[list[int]], *, num_workers: int) -> Any:
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Batches with their places in the training."""
+
+    batches: Batches | list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        return enumerate(self.batches, start=getattr(self.batches, "start", 0))
+
+
+def loader(
+    clips: Clips, batches: Batches | list[list[int]], *, num_workers: int, augmenter: Augmenter | None = None
+) -> Any:
     """A torch DataLoader over `batches`."""
     import torch
 
     return torch.utils.data.DataLoader(
-        Examples(clips.table, clips.folder),
-        sampler=batches,
+        Examples(clips.table, clips.folder, augmenter),
+        sampler=Numbered(batches),
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=num_workers,
