@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.core.artifact import PROGRESS_FILE
+from harness.engine.search import JUDGE, is_pruned
 from harness.engine.worker import ERROR_FILE
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from harness.engine.plan import Step
     from harness.engine.store import Store
 
-State = Literal["cached", "done", "failed", "skipped", "stopped"]
+State = Literal["cached", "done", "failed", "skipped", "stopped", "pruned"]
+"""pruned: a search has stopped the variant that the step belongs to; nothing went wrong."""
 POLL_S = 0.1
 GRACE_S = 10.0
 """How long a stopped worker may take to end by itself."""
@@ -81,7 +83,8 @@ def run_steps(
             _settle(waiting, outcomes, store=store, listener=listener)
             for step in _startable(waiting, outcomes, running, jobs=jobs):
                 waiting.remove(step)
-                running.append(_start(step, store=store, logs=logs, environment=environment))
+                left = {key for key, outcome in outcomes.items() if _succeeded(outcome)}
+                running.append(_start(step, left, store=store, logs=logs, environment=environment))
                 listener.started(step)
             if running:
                 time.sleep(POLL_S)
@@ -97,11 +100,16 @@ def run_steps(
 
 
 def _settle(waiting: list[Step], outcomes: dict[str, Outcome], *, store: Store, listener: Listener) -> None:
-    """Finish what needs no process: steps that the store has, and dependants of failed ones."""
+    """Finish what needs no process: steps that the store has, dependants of failed ones, stopped variants."""
+    pruned = {key for key, outcome in outcomes.items() if outcome.state == "pruned"}
     for step in list(waiting):
-        failed = [need for need in step.needs if need.key in outcomes and not _succeeded(outcomes[need.key])]
+        ended = [need for need in step.needs if need.key in outcomes]
+        failed = [need for need in ended if outcomes[need.key].state in ("failed", "skipped", "stopped")]
         if failed:
             outcome = Outcome("skipped", error=f"needs {failed[0].name}")
+        elif len(ended) == len(step.needs) and is_pruned(step, pruned, store):
+            outcome = Outcome("pruned")
+            pruned.add(step.key)
         elif _ready(step, outcomes) and store.find(step.folder, key=step.key):
             outcome = Outcome("cached")
         else:
@@ -123,14 +131,16 @@ def _startable(waiting: list[Step], outcomes: dict[str, Outcome], running: list[
 
 
 def _ready(step: Step, outcomes: dict[str, Outcome]) -> bool:
-    return all(need.key in outcomes and _succeeded(outcomes[need.key]) for need in step.needs)
+    passable = ("cached", "done", "pruned") if step.stage == JUDGE else ("cached", "done")
+    return all(need.key in outcomes and outcomes[need.key].state in passable for need in step.needs)
 
 
 def _succeeded(outcome: Outcome) -> bool:
     return outcome.state in ("cached", "done")
 
 
-def _start(step: Step, *, store: Store, logs: Path, environment: Environment) -> _Running:
+def _start(step: Step, left: set[str], *, store: Store, logs: Path, environment: Environment) -> _Running:
+    """left: keys of the steps that have an artifact to read."""
     partial = store.partial(step.folder)
     (partial / "scratch").mkdir(parents=True, exist_ok=True)
     (partial / "scratch" / PROGRESS_FILE).unlink(missing_ok=True)
@@ -144,7 +154,8 @@ def _start(step: Step, *, store: Store, logs: Path, environment: Environment) ->
         "spec_class": f"{type(step.spec).__module__}:{type(step.spec).__qualname__}",
         "spec": step.spec.model_dump(mode="json", by_alias=True, serialize_as_any=True),
         "inputs": {
-            role: [str((store.root / item.folder).resolve()) for item in items] for role, items in step.inputs.items()
+            role: [str((store.root / item.folder).resolve()) for item in items if item.key in left]
+            for role, items in step.inputs.items()
         },
     }
     (partial / "job.json").write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.artifact import Resources
 from harness.data import leakage
+from harness.engine import search
+from harness.engine.probes import probe_steps
 from harness.engine.sets import heldout_sets, training_set
 from harness.errors import SuiteError
 from harness.score import scores
-from harness.suite.model import ZERO_SHOT, expand
+from harness.suite.model import ZERO_SHOT, ModelSpec, expand
 from harness.suite.spec import ExportSpec
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ class Step:
     after: tuple[Step, ...]
     """Must have succeeded before, but change nothing in the result: the leakage check."""
     key: str
+    judge: Step | None = None
+    """If it is there, it lists in `survivors` the keys of what may go on, and this step is done only if what it resumes
+    is among them. As `after`, it changes nothing in the result."""
 
     @property
     def folder(self) -> str:
@@ -59,7 +64,8 @@ class Step:
 
     @property
     def needs(self) -> tuple[Step, ...]:
-        return tuple(step for steps in self.inputs.values() for step in steps) + self.after
+        judge = (self.judge,) if self.judge else ()
+        return tuple(step for steps in self.inputs.values() for step in steps) + self.after + judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class Row:
     trained: Step | None
     placed: Step
     """The base weights, or the published model."""
+    probed: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,14 @@ class Builder:
         self.steps: dict[str, Step] = {}
 
     def add(
-        self, stage: str, name: str, spec: Spec, inputs: Mapping[str, tuple[Step, ...]], after: tuple[Step, ...] = ()
+        self,
+        stage: str,
+        name: str,
+        spec: Spec,
+        inputs: Mapping[str, tuple[Step, ...]],
+        after: tuple[Step, ...] = (),
+        *,
+        judge: Step | None = None,
     ) -> Step:
         module = sys.modules[type(spec).__module__]
         identity = {
@@ -114,7 +128,7 @@ class Builder:
         }
         canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         key = hashlib.sha256(canonical.encode()).hexdigest()
-        return self.steps.setdefault(key, Step(f"{stage} {name}", stage, spec, inputs, after, key))
+        return self.steps.setdefault(key, Step(f"{stage} {name}", stage, spec, inputs, after, key, judge))
 
 
 def plan(suite: Suite, *, digest: Digest) -> Plan:
@@ -130,10 +144,13 @@ def plan(suite: Suite, *, digest: Digest) -> Plan:
     rows: list[Row] = []
     for name, model in suite.models.items():
         base = _base(build, model)
-        for variant in expand(model, seed=suite.seed):
-            trained = None
-            if variant.training is not None:
-                sets = {"base": (base,), "train": (train_set,), "dev": dev[:1]}
+        sets = {"base": (base,), "train": (train_set,), "dev": dev[:1]}
+        variants = expand(model, seed=suite.seed)
+        stopping = isinstance(model, ModelSpec) and model.search.kind == "asha"
+        last = search.segments(build, (name, model), variants, sets=sets, checked=checked) if stopping else {}
+        for variant in variants:
+            trained = last.get(variant.name)
+            if variant.training is not None and trained is None:
                 trained = build.add("train", f"{name} {variant.name}", variant.training, sets, (checked,))
             rows += _rows(build, suite, (name, model), variant, base, trained, heldout)
     _refuse_equal_rows(rows)
@@ -157,8 +174,8 @@ def _base(build: Builder, model: Candidate) -> Step:
 
 
 def _exported(build: Builder, name: str, variant: str, export: Runnable, model: Step) -> Step:
-    if not isinstance(export, ExportSpec):
-        return model  # published as it is run
+    if not isinstance(export, ExportSpec) or export.in_place:
+        return model  # run as it was published, or trained
     return build.add("export", f"{name} {variant} {export.label}", export, {"model": (model,)})
 
 
@@ -184,7 +201,9 @@ def _rows(  # noqa: PLR0917  # the parts of one suite, in the order of the data
     heldout: Mapping[str, Step],
 ) -> Iterator[Row]:
     name, model = named
-    for export, (set_name, subset) in product(model.runnable, heldout.items()):
+    # Of a set in another language only that is told which it is.
+    scored_sets = [item for item in heldout.items() if suite.heldout[item[0]].language is None]
+    for export, (set_name, subset) in product(model.runnable, scored_sets):
         exported = _exported(build, name, variant.name, export, trained or base)
         fitting = [runtime for runtime in suite.score.runtimes if export.kind in runtime.accepts]
         for runtime in fitting:
@@ -193,11 +212,14 @@ def _rows(  # noqa: PLR0917  # the parts of one suite, in the order of the data
             heard = build.add("transcribe", f"{row} {set_name}", runtime, inputs)
             scoring = scores.Spec(
                 normalise=suite.score.normalise,
+                also=list(suite.score.also),
+                slices=suite.score.slices,
                 metrics=list(suite.score.metrics),
                 resamples=suite.score.resamples,
                 seed=suite.seed,
             )
             scored = build.add("score", f"{row} {set_name}", scoring, {"transcripts": (heard,), **inputs})
+            probed = probe_steps(build, suite, row=row, export=export, runtime=runtime, exported=exported, sets=heldout)
             yield Row(
                 row=row,
                 model=name,
@@ -213,6 +235,7 @@ def _rows(  # noqa: PLR0917  # the parts of one suite, in the order of the data
                 scored=scored,
                 trained=trained,
                 placed=base,
+                probed=tuple(probed),
             )
 
 

@@ -10,10 +10,11 @@ from pydantic import ValidationError
 from harness.errors import Problem, SuiteError
 from harness.suite.document import Document, dotted, read
 from harness.suite.kinds import kinds
-from harness.suite.model import ModelSpec, combinations, variant_name
+from harness.suite.model import ModelSpec, changes, variant_name
 from harness.suite.references import entries, reference_faults
 from harness.suite.schema import Suite
 from harness.suite.sources import mapping
+from harness.suite.trials import rung_faults, search_faults
 from harness.suite.wording import Fault, did_you_mean, fault, found, unknown
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from harness.suite.document import Place
     from harness.suite.spec import Spec
+
+RECORDINGS = "recordings"
+"""Of a training's `augment.noise`: a folder."""
 
 
 def load(path: Path) -> Suite:
@@ -58,14 +62,17 @@ def _parse(document: Document) -> tuple[Suite | None, list[Fault]]:
     faults += [*reference_faults(data), *_file_faults(data, folder)]
     faults += [item for name, model in entries(data, "models") for item in _variant_faults(name, model)]
     if suite is not None and not faults:
-        faults += [*_label_faults(suite), *_expansion_faults(suite)]
+        faults += [*_label_faults(suite), *search_faults(suite)]
+    if suite is not None and not faults:
+        faults += [*_expansion_faults(suite), *rung_faults(suite)]
     return suite, faults
 
 
 def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The data with the paths in it absolute.
 
-    These are `path` of datasets, `base` of models where it is a folder, and the training set's `exclude`.
+    These are `path` of datasets, `base` of models where it is a folder, `recordings` of noise, and the training set's
+    `exclude`.
     """
 
     def resolved(section: str, field: str, *, only_existing: bool) -> Any:
@@ -85,10 +92,35 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         for section, field, only_existing in (("datasets", "path", False), ("models", "base", True))
         if section in data
     }
+    if "models" in absolute:
+        absolute["models"] = _with_recordings(absolute["models"], folder)
     exclude = _excluded(data)
     if exclude:
         absolute["train"] = {**data["train"], "exclude": str(_inside(folder, exclude))}
     return {**data, **absolute}
+
+
+def _with_recordings(value: Any, folder: Path) -> Any:
+    """Models with the folders of noise absolute, in `train`, `grid` or `variants`."""
+    if isinstance(value, list):
+        return [_with_recordings(item, folder) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: str(_inside(folder, item))
+        if name == RECORDINGS and isinstance(item, str)
+        else _with_recordings(item, folder)
+        for name, item in value.items()
+    }
+
+
+def _recordings(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        if name == RECORDINGS and isinstance(item, str):
+            yield (*place, name), item
+        else:
+            yield from _recordings(item, (*place, name))
 
 
 def _excluded(data: dict[str, Any]) -> str:
@@ -101,6 +133,9 @@ def _file_faults(data: dict[str, Any], folder: Path) -> Iterator[Fault]:
     name = _excluded(data)
     if name and not _inside(folder, name).is_file():
         yield ("train", "exclude"), f"there is no file {_inside(folder, name).as_posix()}"
+    for place, named in _recordings(data.get("models"), ("models",)):
+        if not _inside(folder, named).is_dir():
+            yield place, f"there is no folder {_inside(folder, named).as_posix()}"
 
 
 def _inside(folder: Path, text: str) -> Path:
@@ -128,9 +163,9 @@ def _variant_faults(name: str, model: dict[str, Any]) -> Iterator[Fault]:
     known, declared = list(training.model_fields), mapping(model.get("train"))
     already = _faults_of(training, declared)
     grid: list[tuple[Place, str, Any]] = [
-        (("models", name, "grid", field, index), field, value)
+        (("models", name, "grid", field, part), field, value)
         for field, values in mapping(model.get("grid")).items()
-        for index, value in enumerate(values if isinstance(values, list) else [])
+        for part, value in _ends(values)
     ]
     named: list[tuple[Place, str, Any]] = [
         (("models", name, "variants", variant, field), field, value)
@@ -143,6 +178,14 @@ def _variant_faults(name: str, model: dict[str, Any]) -> Iterator[Fault]:
             yield from (((*place, *inner[1:]), message) for inner, message in faults if (inner, message) not in already)
     fields = dict.fromkeys((place[:4] if place[2] == "grid" else place, field) for place, field, _ in grid + named)
     yield from ((place, unknown("training field", field, known=known)) for place, field in fields if field not in known)
+
+
+def _ends(values: Any) -> list[tuple[str | int, Any]]:
+    """What is tried of the values of a grid: each of a list, both ends of a range."""
+    if isinstance(values, list):
+        return list(enumerate(values))
+    ends = ((end, mapping(values).get(end)) for end in ("from", "to"))
+    return [(end, value) for end, value in ends if isinstance(value, int | float)]
 
 
 def _faults_of(training: type[Spec], fields: dict[str, Any]) -> list[Fault]:
@@ -159,7 +202,7 @@ def _expansion_faults(suite: Suite) -> Iterator[Fault]:
         if not isinstance(model, ModelSpec):
             continue
         declared = model.train.model_dump(exclude_unset=True)
-        for fields in [*combinations(model.grid), *model.variants.values()]:
+        for _, fields in changes(model, seed=suite.seed):
             for _, message in _faults_of(type(model.train), {**declared, **fields}):
                 yield ("models", name), f"{variant_name(fields)}: {message}"
 

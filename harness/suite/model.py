@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, get_args
 
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 
 from harness.core import targets, text
 from harness.suite.kinds import KindOf
+from harness.suite.search import Grid, Search, sampled
 from harness.suite.spec import ExportSpec, Name, Seed, Spec
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 ZERO_SHOT = "zero-shot"
 """The variant that nobody trained: the base model as it is."""
+
+CHAMPION = "champion"
+"""In `gate.better_than`: whatever was promoted last."""
 
 TUNED = "tuned"
 """The one variant of a model without a grid and without named variants."""
@@ -95,9 +100,11 @@ class ModelSpec(Candidate):
         default=True, description="Score the untrained base model as a row of its own; only: and train nothing."
     )
     train: TrainingSpec
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
-        default={}, description="Training field → values; every combination is a variant."
+    grid: Grid = Field(
+        default={},
+        description="Training field → values, or for a random search {from, to}; every combination is a variant.",
     )
+    search: Search = Field(default=Search(), description="Which combinations are trained, and how far.")
     variants: dict[Name, dict[str, Any]] = Field(
         default={}, description="Name → training fields that differ; variants beside the grid."
     )
@@ -132,10 +139,17 @@ def expand(model: Candidate, *, seed: int) -> list[Variant]:
     """
     if not isinstance(model, ModelSpec) or model.zero_shot == "only":
         return [Variant(ZERO_SHOT, None)]
-    changes = [(variant_name(fields), fields) for fields in combinations(model.grid)]
-    changes += model.variants.items()
-    tuned = [Variant(name, trained_as(model, {"seed": seed}, fields)) for name, fields in changes or [(TUNED, {})]]
+    tuned = [Variant(name, trained_as(model, {"seed": seed}, fields)) for name, fields in changes(model, seed=seed)]
     return [Variant(ZERO_SHOT, None), *tuned] if model.zero_shot else tuned
+
+
+def changes(model: ModelSpec, *, seed: int) -> list[tuple[str, dict[str, Any]]]:
+    """Name of each variant that is trained, and the training fields in which it differs."""
+    if model.search.kind == "random":
+        chosen = sampled(model.grid, trials=model.search.trials, seed=seed)
+    else:
+        chosen = combinations({name: values for name, values in model.grid.items() if isinstance(values, list)})
+    return [*((variant_name(fields), fields) for fields in chosen), *model.variants.items()] or [(TUNED, {})]
 
 
 def combinations(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -147,6 +161,15 @@ def trained_as(model: ModelSpec, defaults: dict[str, Any], changes: dict[str, An
     """The training of `model` with some fields changed. Raises pydantic's ValidationError."""
     declared = model.train.model_dump(exclude_unset=True)
     return type(model.train).model_validate({**defaults, **declared, **changes})
+
+
+def segment_class(training: TrainingSpec) -> type[TrainingSpec] | None:
+    """The spec of such a training up to the step `until`: `Segment` of its module. None where its kind has none.
+
+    What continues it gets it, and what came before it, as `inputs["resume"]`, the newest first.
+    """
+    found: type[TrainingSpec] | None = getattr(sys.modules[type(training).__module__], "Segment", None)
+    return found
 
 
 def variant_name(fields: dict[str, Any]) -> str:

@@ -38,6 +38,8 @@ EXPECTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
+MARKS = ("[key]", "[list]", "[range]")
+"""Parts of pydantic's locations that no file has."""
 MAX_LISTED = 10
 MAX_SHOWN = 40
 """Characters of a value that a message repeats."""
@@ -111,12 +113,13 @@ def _near(detail: ErrorDetails) -> str:
 def _walk(root: type[Spec], location: Iterable[str | int]) -> tuple[Place, Any]:
     """The place in the file that pydantic's location stands for, and the type that belongs there.
 
-    Pydantic's locations also name the kind that a mapping was read as, and mark keys by `[key]`.
+    Pydantic's locations also name the kind that a mapping was read as, mark keys by `[key]`, and what a value of a
+    grid was read as by `[list]` or `[range]`.
     """
     place: Place = ()
     at: Any = root
     for part in location:
-        if part == "[key]":
+        if part in MARKS:
             continue
         if isinstance(at, KindOf):
             at = kinds(at.what)[str(part)].Spec
@@ -138,14 +141,20 @@ def _inside(at: Any, part: str | int) -> Any:
 
 
 def _unwrapped(annotation: Any) -> Any:
-    """`Annotated[X, KindOf(…)]` → the KindOf, `Annotated[X, …]` → X, `X | None` → X."""
+    """`Annotated[X, KindOf(…)]` → the KindOf, `Annotated[X, …]` → X, `X | None` → X, `list | SPEC` → the Spec."""
     extras = getattr(annotation, "__metadata__", ())
     for item in extras:
         if isinstance(item, KindOf):
             return item
     plain = get_args(annotation)[0] if extras else annotation
+    if get_origin(plain) not in {Union, UnionType}:
+        return plain
     options = [item for item in get_args(plain) if item is not NoneType]
-    return options[0] if get_origin(plain) in {Union, UnionType} and len(options) == 1 else plain
+    if len(options) > 1:
+        # Of a list, no key can be unknown.
+        tagged = [get_args(item)[0] if hasattr(item, "__metadata__") else item for item in options]
+        options = [item for item in tagged if isinstance(item, type) and issubclass(item, Spec)]
+    return options[0] if len(options) == 1 else plain
 
 
 def _keys(at: Any) -> set[str]:

@@ -76,7 +76,7 @@ class Curves:
             self._log(step, {"loss": loss, **self._current})
         self.work.progress(step, self.schedule.max_steps, self._note)
         # Lightning validates when it is told to stop: the steps after the last whole interval count too.
-        trainer.should_stop = trainer.should_stop or step >= self.schedule.max_steps
+        trainer.should_stop = trainer.should_stop or step >= (self.schedule.until or self.schedule.max_steps)
 
     def on_validation_start(self, _trainer: Any, model: Any) -> None:
         # NeMo measures a batch of training now and then too.

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from harness.core.artifact import Work
 
-BEST, LAST = "best", "last"
-"""Folders of checkpoints: the best by val_wer, weights alone; the newest, with all that a resumed training needs."""
+BEST, RECENT, LAST = "best", "recent", "last"
+"""Folders of checkpoints: the best by val_wer and the newest ones, weights alone; the newest, with all that a resumed
+training needs."""
 SAVE_TOP_K = 3
 VAL_WER = "val_wer"
 HPARAMS = ("hyper_parameters", "hparams_name", "hparams_type")
@@ -34,6 +35,8 @@ class Schedule:
     batches_per_epoch: int
     patience: int | None
     """Evaluations without a better WER after which training stops."""
+    until: int | None = None
+    """Step at which a part of the training stops; its schedule stays that of the whole."""
 
     @property
     def log_steps(self) -> int:
@@ -81,8 +84,13 @@ def russian_wer(decoding: Any) -> Any:
     return RussianWer()
 
 
-def build_trainer(work: Work, *, schedule: Schedule, precision: str, max_grad_norm: float, seed: int) -> Any:
-    """A Lightning trainer whose checkpoints and curves lie in the step's scratch folder."""
+def build_trainer(
+    work: Work, *, schedule: Schedule, precision: str, max_grad_norm: float, seed: int, num_recent: int = 1
+) -> Any:
+    """A Lightning trainer whose checkpoints and curves lie in the step's scratch folder.
+
+    num_recent: of how many last evaluations weights are kept, beside those of the best.
+    """
     import torch
     from lightning.pytorch import Trainer
     from lightning.pytorch.loggers import TensorBoardLogger
@@ -100,7 +108,10 @@ def build_trainer(work: Work, *, schedule: Schedule, precision: str, max_grad_no
         num_sanity_val_steps=0,
         log_every_n_steps=schedule.log_steps,
         logger=TensorBoardLogger(save_dir=work.scratch, name="tensorboard", version=""),
-        callbacks=[curves_callback(work, schedule=schedule, seed=seed), *_checkpoints(work.scratch / "checkpoints")],
+        callbacks=[
+            curves_callback(work, schedule=schedule, seed=seed),
+            *_checkpoints(work.scratch / "checkpoints", num_recent=num_recent),
+        ],
         plugins=[_checkpoint_files()],
         use_distributed_sampler=False,
         enable_progress_bar=False,
@@ -117,7 +128,7 @@ def last_checkpoint(scratch: Path) -> tuple[str, int] | None:
     return (str(found[max(found)]), max(found)) if found else None
 
 
-def _checkpoints(folder: Path) -> list[Any]:
+def _checkpoints(folder: Path, *, num_recent: int) -> list[Any]:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     common = {"save_on_train_epoch_end": False, "auto_insert_metric_name": False, "enable_version_counter": False}
@@ -130,9 +141,18 @@ def _checkpoints(folder: Path) -> list[Any]:
         save_weights_only=True,
         **common,
     )
-    # After the other, whose state is part of it.
+    recent = ModelCheckpoint(
+        dirpath=folder / RECENT,
+        filename="{step}",
+        monitor="step",
+        mode="max",
+        save_top_k=num_recent,
+        save_weights_only=True,
+        **common,
+    )
+    # After the others, whose state is part of it.
     last = ModelCheckpoint(dirpath=folder / LAST, filename="{step}", save_top_k=1, **common)
-    return [best, last]
+    return [best, *([recent] if num_recent > 1 else []), last]
 
 
 def _checkpoint_files() -> Any:

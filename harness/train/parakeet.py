@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -17,8 +17,13 @@ from harness.core.targets import target_text
 from harness.errors import DataError, MissingError
 from harness.suite.model import ModelSpec, TrainingSpec
 from harness.train import nemo_weights
-from harness.train.joint_memory import check_joint, free_memory_bytes
-from harness.train.nemo_trainer import Schedule, build_trainer, last_checkpoint, use_russian_wer
+from harness.train.augmentation import Augmentation, augmenter
+from harness.train.guards import parting
+from harness.train.joint_memory import check_joint, free_memory_bytes, memory  # noqa: F401  # the plan asks for it
+from harness.train.nemo_averaging import take_mean
+from harness.train.nemo_guard import guard_callback
+from harness.train.nemo_part import NemoPart
+from harness.train.nemo_trainer import Schedule, build_trainer, use_russian_wer
 from harness.train.speech_batches import (
     Batches,
     Clips,
@@ -40,6 +45,7 @@ from harness.train.tokenizer import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from harness.core.artifact import Artifact, Inputs, Work
 
@@ -90,6 +96,12 @@ class Training(TrainingSpec):
     )
     freeze: Literal["none", "encoder"] = Field(default="none", description="encoder: only the decoder learns.")
     spec_augment: bool = Field(default=True, description="Masks in time and frequency, as the model's config has them.")
+    augment: Augmentation | None = Field(default=None, description="What happens to training recordings on the fly.")
+    average_checkpoints: int = Field(
+        default=1,
+        ge=1,
+        description="Take the mean of so many last checkpoints, if it is no worse on dev than the best.",
+    )
     tokenizer: NewTokenizer | None = Field(default=None, description="null: the model's own is kept.")
     eval_steps: int = Field(default=500, ge=1, description="Dev loss and WER, and a checkpoint, each so many steps.")
     early_stopping_patience: int | None = Field(
@@ -98,6 +110,9 @@ class Training(TrainingSpec):
     num_workers: int = Field(default=0, ge=0, description="Processes that read recordings ahead.")
 
     not_identity = {"num_workers": "the same batches, only sooner"}  # noqa: RUF012  # a ClassVar of Spec
+
+    def outside(self) -> list[Path]:
+        return self.augment.outside() if self.augment else []
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -109,6 +124,12 @@ class Training(TrainingSpec):
         if self.min_lr > self.learning_rate:
             raise ValueError(f"min_lr {self.min_lr:g} is over learning_rate {self.learning_rate:g}; lower it")
         return self
+
+
+class Segment(Training):
+    """Training of one variant up to a rung of a search."""
+
+    until: int = Field(ge=1, description="Optimizer step.")
 
 
 def _named(value: Any) -> Any:
@@ -155,7 +176,9 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     """Train one variant.
 
     inputs: `base` with `model/model.nemo`, `train` and `dev` with manifests.
-    Leaves `model/model.nemo` (the best checkpoint by dev WER), `curves.jsonl` and TensorBoard files.
+    inputs, where a search has cut the training: `resume`, its segments before this one, the newest first.
+    Leaves `model/model.nemo` (the best checkpoint by dev WER), or of a segment what continues it, `curves.jsonl` and
+    TensorBoard files.
     """
     import torch
 
@@ -165,29 +188,36 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     torch.manual_seed(spec.seed)
     with quiet():
         model = _model(inputs, spec, scratch=work.scratch)
-    train, dev = (_clips(inputs[role][0], spec, model_vocabulary(model), work, role) for role in ("train", "dev"))
-    for clips in (train, dev):
-        check_joint(model, clips, seconds=spec.batch_duration_s, free_bytes=free_memory_bytes())
+    train, dev = _sets(inputs, spec, model, work)
     per_epoch = sum(1 for _ in epoch_batches(train, seconds=spec.batch_duration_s, seed=spec.seed, epoch=0))
     schedule = _schedule(spec, batches_per_epoch=per_epoch)
     _set_optimizer(model, spec, max_steps=schedule.max_steps)
     precision = _precision(spec.precision)
     trainer = build_trainer(
-        work, schedule=schedule, precision=precision, max_grad_norm=spec.max_grad_norm, seed=spec.seed
+        work,
+        schedule=schedule,
+        precision=precision,
+        max_grad_norm=spec.max_grad_norm,
+        seed=spec.seed,
+        num_recent=spec.average_checkpoints,
     )
-    _fit(trainer, model, spec, train=train, dev=dev, schedule=schedule, resumed=last_checkpoint(work.scratch))
+    part = NemoPart.of(spec, inputs, work)
+    if not part.has_ended():
+        with part.diverging():
+            _fit(trainer, model, spec, train=train, dev=dev, schedule=schedule, part=part)
     notes = [
         note
         for role, clips in (("train", train), ("dev", dev))
         for note in clips.notes(of=role, policy=spec.text, max_clip_s=spec.max_clip_s)
     ]
-    return _finish(trainer, model, work) | {
+    finished = _finish(part, model, work, spec, dev=dev) if part.until is None else part.finish(work)
+    return finished | {
         "num_steps": schedule.max_steps,
         "num_batches_per_epoch": per_epoch,
         "num_train_clips": len(train.rows),
         "num_trainable": sum(item.numel() for item in model.parameters() if item.requires_grad),
         "precision": precision,
-        "notes": notes,
+        "notes": [*notes, *finished.get("notes", [])],
     }
 
 
@@ -199,10 +229,11 @@ def _fit(
     train: Clips,
     dev: Clips,
     schedule: Schedule,
-    resumed: tuple[str, int] | None,
+    part: NemoPart,
 ) -> None:
     import torch
 
+    resumed = part.checkpoint()
     batches = Batches(
         train,
         seconds=spec.batch_duration_s,
@@ -210,14 +241,20 @@ def _fit(
         num_batches=schedule.max_steps * schedule.accumulation,
         start=resumed[1] * schedule.accumulation if resumed else 0,
     )
+    rate, precision = spec.learning_rate, _precision(spec.precision)
+    guard = guard_callback(batches, part=part, schedule=schedule, learning_rate=rate, precision=precision)
+    trainer.callbacks.insert(0, guard)
     dev_batches = evaluation_batches(dev, seconds=spec.batch_duration_s)
     try:
         with warnings.catch_warnings():
             # Lightning does not know that the batches begin where the checkpoint ended, in folders that are ours.
-            warnings.filterwarnings("ignore", message=".*(dataloader is not resumable|exists and is not empty)")
+            known = "dataloader is not resumable|exists and is not empty|dirpath has changed"
+            warnings.filterwarnings("ignore", message=f".*({known})")
             trainer.fit(
                 model,
-                train_dataloaders=loader(train, batches, num_workers=spec.num_workers),
+                train_dataloaders=loader(
+                    train, batches, num_workers=spec.num_workers, augmenter=augmenter(spec.augment, seed=spec.seed)
+                ),
                 val_dataloaders=loader(dev, dev_batches, num_workers=0),
                 ckpt_path=resumed[0] if resumed else None,
             )
@@ -263,6 +300,17 @@ def _texts(artifact: Artifact, spec: Training) -> Iterator[str]:
         yield from (text for text in texts if text)
 
 
+def _sets(inputs: Inputs, spec: Training, model: Any, work: Work) -> tuple[Clips, Clips]:
+    """The clips to train on and those to evaluate on. Raises an error if the model cannot take them."""
+    train, dev = (_clips(inputs[role][0], spec, model_vocabulary(model), work, role) for role in ("train", "dev"))
+    if spec.augment:
+        # Batches have room for every clip at its slowest.
+        train = replace(train, durations_s=train.durations_s * spec.augment.longest)
+    for clips in (train, dev):
+        check_joint(model, clips, seconds=spec.batch_duration_s, free_bytes=free_memory_bytes())
+    return train, dev
+
+
 def _clips(artifact: Artifact, spec: Training, vocabulary: Vocabulary, work: Work, role: str) -> Clips:
     return read_clips(
         artifact,
@@ -283,6 +331,7 @@ def _schedule(spec: Training, *, batches_per_epoch: int) -> Schedule:
         eval_steps=min(spec.eval_steps, max_steps),
         batches_per_epoch=batches_per_epoch,
         patience=spec.early_stopping_patience,
+        until=getattr(spec, "until", None),
     )
 
 
@@ -318,19 +367,27 @@ def _precision(wanted: str) -> str:
     return "fp32"
 
 
-def _finish(trainer: Any, model: Any, work: Work) -> dict[str, Any]:
+def _finish(part: NemoPart, model: Any, work: Work, spec: Training, *, dev: Clips) -> dict[str, Any]:
     import torch
 
-    best, *_ = (item for item in trainer.checkpoint_callbacks if item.monitor)
-    curves, *_ = (item for item in trainer.callbacks if hasattr(item, "rows"))
-    state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    reached = part.progress()
+    assert reached is not None  # noqa: S101  # a training ends with a checkpoint
+    best_step = int(reached.best["step"])
+    state = torch.load(part.weights(best_step), map_location="cpu", weights_only=True)["state_dict"]
     model.load_state_dict(state)
+    meta: dict[str, Any] = {"notes": parting(reached.rows)}
+    if spec.average_checkpoints > 1:
+        batches = loader(dev, evaluation_batches(dev, seconds=spec.batch_duration_s), num_workers=0)
+        mean = take_mean(
+            model, part=part, count=spec.average_checkpoints, dev=batches, precision=_precision(spec.precision)
+        )
+        meta = {**mean, "notes": meta["notes"] + mean["notes"]}
     # Saved as it would be without a portable loss and a metric of our own: neither has weights or a configuration.
     model.cpu().eval().save_to(str(work.path / "model" / nemo_weights.MODEL_FILE))
-    write_jsonl(work.path / "curves.jsonl", curves.rows)
+    write_jsonl(work.path / "curves.jsonl", reached.rows)
     shutil.copytree(work.scratch / "tensorboard", work.path / "tensorboard", dirs_exist_ok=True)
-    return {
-        "best_dev_wer": float(best.best_model_score),
-        "best_step": int(Path(best.best_model_path).stem),
-        "final_step": trainer.global_step,
+    return meta | {
+        "best_dev_wer": reached.best["eval_wer"],
+        "best_step": best_step,
+        "final_step": reached.step,
     }

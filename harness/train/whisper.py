@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.core.artifact import Resources
 from harness.core.manifests import write_jsonl
 from harness.suite.model import ModelSpec, TrainingSpec
-from harness.train import weights
+from harness.train import lora, micro_batch, vram, weights
+from harness.train.augmentation import Augmentation, augmenter
+from harness.train.averaging import take_mean
+from harness.train.guards import Guard, parting, remedy
+from harness.train.lora import Lora
 from harness.train.packing import Packing
+from harness.train.part import CHECKPOINTS
+from harness.train.trainer_part import TrainerPart
+from harness.train.whisper_trainer import callbacks, clip_names, trainer_class
 
 if TYPE_CHECKING:
     from harness.core.artifact import Inputs, Work
+    from harness.train.examples import Clips
 
-VERSION = 2
+VERSION = 3
+"""3: a step of several forward passes has the gradient of their mean; it was as many times too large."""
 RESOURCES = Resources(whole_machine=True, gpu=True)
 LANGUAGE = "ru"
+SPEC_AUGMENT = {
+    "apply_spec_augment": True,
+    "mask_time_prob": 0.05,
+    "mask_time_length": 10,
+    "mask_feature_prob": 0.05,
+    "mask_feature_length": 10,
+}
+"""Of Whisper's config. Masks of 100 ms over at most a twentieth of a window, and of ten mel bins now and then."""
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
+"""By transformers' names."""
+PER_STEP = 16
+"""Windows in one optimizer step, where a suite does not say."""
 METRIC = Path(__file__).parent.parent / "core" / "russian_wer"
 
 
@@ -33,9 +53,20 @@ class Training(TrainingSpec):
     warmup_steps: int = Field(default=500, ge=0)
     epochs: int = Field(default=3, ge=1, description="Passes over the training set, unless max_steps says otherwise.")
     max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps; takes the place of epochs.")
-    batch_size: int = Field(default=16, ge=1, description="30-second windows in one forward pass.")
+    batch_size: micro_batch.BatchSize = Field(
+        default=16,
+        description="30-second windows in one forward pass; auto: as many as fit the device, by trying.",
+    )
     gradient_accumulation_steps: int = Field(default=1, ge=1, description="Forward passes in one optimizer step.")
+    effective_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"Windows in one optimizer step, with `batch_size: auto`: {PER_STEP} unless given.",
+    )
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="adamw_8bit: a quarter of its memory, by bitsandbytes."
+    )
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
@@ -45,15 +76,66 @@ class Training(TrainingSpec):
     freeze: Literal["none", "encoder"] = Field(
         default="none", description="encoder: only the decoder learns; several times faster."
     )
+    lora: Lora | None = Field(default=None, description="Adapters learn in place of the weights, and become them.")
     packing: Packing | None = Field(default=Packing(), description="null: one clip a window, as most guides do.")
     eval_steps: int = Field(default=500, ge=1, description="Dev loss and WER, and a checkpoint, each so many steps.")
     eval_batch_size: int = Field(default=8, ge=1)
     early_stopping_patience: int | None = Field(
         default=None, ge=1, description="Stop after so many evaluations without a better dev WER."
     )
+    augment: Augmentation | None = Field(default=None, description="What happens to training recordings on the fly.")
+    spec_augment: bool = Field(default=False, description="The model's own masks in time and frequency, in training.")
+    label_smoothing: float = Field(default=0.0, ge=0, le=0.3, description="Share of a token spread over all others.")
+    dropout: float = Field(default=0.0, ge=0, le=0.5)
+    average_checkpoints: int = Field(
+        default=1,
+        ge=1,
+        description="Take the mean of so many last checkpoints, if it is no worse on dev than the best.",
+    )
     num_workers: int = Field(default=0, ge=0, description="Processes that prepare batches ahead.")
 
     not_identity = {"num_workers": "the same batches, only sooner"}  # noqa: RUF012  # a ClassVar of Spec
+
+    def outside(self) -> list[Path]:
+        return self.augment.outside() if self.augment else []
+
+    @property
+    def per_step(self) -> int:
+        """Windows in one optimizer step."""
+        if self.batch_size == "auto":
+            return self.effective_batch_size or PER_STEP
+        return self.batch_size * self.gradient_accumulation_steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        unsaid = isinstance(data, dict) and data.get("batch_size") == "auto" and not data.get("effective_batch_size")
+        return {**data, "effective_batch_size": PER_STEP} if unsaid else data
+
+    @model_validator(mode="after")
+    def _make_one_batch(self) -> Self:
+        accumulated = self.gradient_accumulation_steps
+        if self.batch_size == "auto" and accumulated > 1:
+            raise ValueError(
+                f"batch_size: auto chooses gradient_accumulation_steps, which is {accumulated}; remove it, and say how "
+                f"many windows a step has: effective_batch_size, now {self.per_step}"
+            )
+        if self.effective_batch_size not in {None, self.per_step}:
+            raise ValueError(
+                f"effective_batch_size is {self.effective_batch_size}, but batch_size {self.batch_size} × "
+                f"gradient_accumulation_steps {accumulated} is {self.per_step}; remove it, or set batch_size: auto"
+            )
+        return self
+
+
+class Segment(Training):
+    """Training of one variant up to a rung of a search."""
+
+    until: int = Field(ge=1, description="Optimizer step.")
+
+
+memory, lighter = vram.memory, vram.lighter
+"""What a training takes of a GPU, and what would take less: `harness plan` asks a kind's module."""
 
 
 class Spec(ModelSpec):
@@ -65,18 +147,28 @@ class Spec(ModelSpec):
     def base_step(self) -> weights.Spec:
         return weights.Spec(base=self.base, revision=self.revision)
 
+    @model_validator(mode="after")
+    def _know_russian(self) -> Self:
+        if weights.is_english(self.base):
+            raise ValueError(
+                f"{self.base} is English: it has no token for Russian; take {self.base.removesuffix(weights.ENGLISH)}"
+            )
+        return self
+
 
 def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     """Train one variant.
 
     inputs: `base` with a Hugging Face folder in `model/`, `train` and `dev` with manifests.
-    Leaves `model/` (the best checkpoint by dev WER), `curves.jsonl` and TensorBoard files.
+    inputs, where a search has cut the training: `resume`, its segments before this one, the newest first.
+    Leaves `model/` (the best checkpoint by dev WER), or of a segment what continues it, `curves.jsonl` and TensorBoard
+    files.
     """
     import torch
     import transformers
     from transformers import WhisperProcessor
 
-    from harness.train.examples import Renderer, evaluation_table, read_clips, training_table, windows_per_epoch
+    from harness.train import examples
 
     transformers.set_seed(spec.seed)
     if not torch.cuda.is_available():
@@ -84,58 +176,95 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
     base = inputs["base"][0].path / "model"
     processor = WhisperProcessor.from_pretrained(base)
-    renderer = Renderer(processor, language=LANGUAGE)
     reading = {"policy": spec.text, "tokenizer": processor.tokenizer, "cache": work.scratch / "cache"}
-    train_clips, dev_clips = (read_clips(inputs[role][0], **reading) for role in ("train", "dev"))
-    per_step = spec.batch_size * spec.gradient_accumulation_steps
-    per_epoch = windows_per_epoch(train_clips, packing=spec.packing)
-    max_steps = spec.max_steps or math.ceil(spec.epochs * per_epoch / per_step)
+    reading["max_tokens"] = examples.text_context(base)
+    train_clips, dev_clips = (examples.read_clips(inputs[role][0], **reading) for role in ("train", "dev"))
+    asked, spec = spec, _sized(spec, base, inputs, work)
+    per_epoch = examples.windows_per_epoch(train_clips, packing=spec.packing)
+    max_steps = spec.max_steps or math.ceil(spec.epochs * per_epoch / spec.per_step)
     model = _model(base, spec)
-    trainer = _trainer_class()(
-        model=model,
-        args=_arguments(spec, work, max_steps=max_steps, longest=max(map(len, dev_clips.table["tokens"]))),
-        train_dataset=training_table(
-            train_clips, renderer=renderer, packing=spec.packing, count=max_steps * per_step, seed=spec.seed
-        ),
-        eval_dataset=evaluation_table(dev_clips, renderer=renderer),
-        data_collator=renderer.collate,
-        compute_metrics=_metric(processor.tokenizer),
-        processing_class=processor,
-        callbacks=_callbacks(spec, work, max_steps=max_steps),
+    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    part = TrainerPart.of(spec, inputs, work)
+    trainer = _trainer(
+        model, spec, work, processor=processor, train=train_clips, dev=dev_clips, part=part, max_steps=max_steps
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work.scratch / "checkpoints"))
-    return _finish(trainer, processor, work) | {
+    part.train(trainer)
+    finished = _finish(trainer, processor, work, spec, part) if part.until is None else part.finish(work)
+    return finished | {
         "num_steps": max_steps,
         "num_windows_per_epoch": per_epoch,
         "num_train_clips": len(train_clips.table),
-        "notes": train_clips.notes(of="train", policy=spec.text) + dev_clips.notes(of="dev", policy=spec.text),
-        "num_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "notes": [
+            *train_clips.notes(of="train", policy=spec.text),
+            *dev_clips.notes(of="dev", policy=spec.text),
+            *micro_batch.notes(asked.batch_size, spec.batch_size, of=spec.per_step),
+            *finished.get("notes", []),
+        ],
+        "num_trainable": num_trainable,
+        "micro_batch": spec.batch_size,
         "precision": _precision(spec.precision),
     }
 
 
-def _trainer_class() -> Any:
-    from transformers import Seq2SeqTrainer
+def _sized(spec: Training, base: Path, inputs: Inputs, work: Work) -> Training:
+    """The training with a batch size in numbers; the parts of one training share it."""
 
-    class Trainer(Seq2SeqTrainer):  # type: ignore[misc]  # untyped
-        """Evaluates on a CPU in float32, as the exported files will run.
+    def split(size: int) -> Training:
+        steps = spec.per_step // size
+        return spec.model_copy(update={"batch_size": size, "gradient_accumulation_steps": steps})
 
-        Under autocast every generated token casts all weights anew: slower, and with other words here and there.
-        """
+    def trial(size: int) -> None:
+        work.progress(0, 1, f"trying {size} windows at once")
+        arguments = _arguments(split(size), work, max_steps=1, longest=1)
+        micro_batch.train_a_little(_model(base, spec), arguments, trainer_class=trainer_class())
 
-        def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
-            model = self.model
-            # accelerate wraps `forward` in autocast and keeps the plain one here.
-            plain = getattr(model, "_original_forward", None)
-            if plain is None or model.device.type != "cpu":
-                return super().evaluation_loop(*arguments, **options)
-            autocast, model.forward = model.forward, plain
-            try:
-                return super().evaluation_loop(*arguments, **options)
-            finally:
-                model.forward = autocast
+    if spec.batch_size != "auto":
+        return spec
+    earlier = [artifact.meta["micro_batch"] for artifact in inputs.get("resume", ())]
+    if earlier:
+        return split(earlier[0])
+    return split(micro_batch.find(spec.per_step, scratch=work.scratch, trial=trial))
 
-    return Trainer
+
+def _trainer(
+    model: Any,
+    spec: Training,
+    work: Work,
+    *,
+    processor: Any,
+    train: Clips,
+    dev: Clips,
+    part: TrainerPart,
+    max_steps: int,
+) -> Any:
+    from harness.train import examples
+
+    renderer = examples.Renderer(processor, language=LANGUAGE)
+    trainer = trainer_class()(
+        model=model,
+        args=_arguments(spec, work, max_steps=max_steps, longest=max(dev.sizes()[1])),
+        train_dataset=examples.training_table(
+            train,
+            renderer=renderer,
+            packing=spec.packing,
+            count=max_steps * spec.per_step,
+            seed=spec.seed,
+            augmenter=augmenter(spec.augment, seed=spec.seed),
+        ),
+        eval_dataset=examples.evaluation_table(dev, renderer=renderer),
+        data_collator=renderer.collate,
+        compute_metrics=_metric(processor.tokenizer),
+        processing_class=processor,
+        callbacks=[*callbacks(work, max_steps=max_steps, patience=spec.early_stopping_patience), part.callback()],
+    )
+    trainer.label_smoothing = spec.label_smoothing
+    trainer.guard = Guard(
+        names=clip_names(train, trainer.train_dataset),
+        last=part.checkpoint,
+        num_steps=max_steps,
+        remedy=remedy(learning_rate=spec.learning_rate, precision=_precision(spec.precision), safe=("fp32", "bf16")),
+    )
+    return trainer
 
 
 def _model(base: Path, spec: Training) -> Any:
@@ -143,7 +272,8 @@ def _model(base: Path, spec: Training) -> Any:
     from transformers import WhisperForConditionalGeneration
 
     # float32 said explicitly: fp16 checkpoints would load as fp16, and mixed precision cannot unscale fp16 gradients.
-    model = WhisperForConditionalGeneration.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+    changes = {**({"dropout": spec.dropout} if spec.dropout else {}), **(SPEC_AUGMENT if spec.spec_augment else {})}
+    model = WhisperForConditionalGeneration.from_pretrained(base, dtype=torch.float32, use_safetensors=True, **changes)
     model.generation_config.language = LANGUAGE
     model.generation_config.task = "transcribe"
     model.generation_config.forced_decoder_ids = None
@@ -152,6 +282,8 @@ def _model(base: Path, spec: Training) -> Any:
         model.model.encoder.requires_grad_(requires_grad=False)
     if spec.gradient_checkpointing:
         model.config.use_cache = False
+    if spec.lora:
+        lora.attach(model, spec.lora, decoder_only=spec.freeze == "encoder")
     return model
 
 
@@ -168,6 +300,7 @@ def _arguments(spec: Training, work: Work, *, max_steps: int, longest: int) -> A
         per_device_train_batch_size=spec.batch_size,
         per_device_eval_batch_size=spec.eval_batch_size,
         gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        optim=OPTIMIZERS[spec.optimizer],
         learning_rate=spec.learning_rate,
         lr_scheduler_type=spec.schedule,
         warmup_steps=spec.warmup_steps,
@@ -182,7 +315,7 @@ def _arguments(spec: Training, work: Work, *, max_steps: int, longest: int) -> A
         eval_steps=eval_steps,
         save_strategy="steps",
         save_steps=eval_steps,
-        save_total_limit=2,
+        save_total_limit=spec.average_checkpoints + 1,  # and the best
         load_best_model_at_end=True,
         metric_for_best_model="wer",
         greater_is_better=False,
@@ -198,6 +331,8 @@ def _arguments(spec: Training, work: Work, *, max_steps: int, longest: int) -> A
         # The table already is in its shuffled order, epoch after epoch.
         train_sampling_strategy="sequential",
         dataloader_num_workers=spec.num_workers,
+        # Forked processes would share the locks of torch's threads.
+        dataloader_multiprocessing_context="spawn" if spec.num_workers else None,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
         seed=spec.seed,
@@ -234,51 +369,28 @@ def _metric(tokenizer: Any) -> Any:
     return compute
 
 
-def _callbacks(spec: Training, work: Work, *, max_steps: int) -> list[Any]:
-    from transformers import EarlyStoppingCallback, TrainerCallback
-
-    from harness.train.curves import curve_logger
-
-    class Progress(TrainerCallback):  # type: ignore[misc]  # untyped
-        note = ""
-
-        def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            work.progress(state.global_step, max_steps, self.note)
-
-        def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
-            if "loss" in logs:
-                self.note = f"loss {logs['loss']:.3f}"
-            if "eval_wer" in logs:
-                self.note = f"dev WER {logs['eval_wer']:.3f}"
-
-    callbacks: list[Any] = [Progress(), curve_logger()]
-    if spec.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=spec.early_stopping_patience))
-    return callbacks
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint. A kill while one is written leaves it without its state, which comes last."""
-    whole: dict[int, Path] = {}
-    for path in folder.glob("checkpoint-*"):
-        try:
-            step = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(path)
-        else:
-            whole[step] = path
-    return str(whole[max(whole)]) if whole else None
-
-
-def _finish(trainer: Any, processor: Any, work: Work) -> dict[str, Any]:
-    model = trainer.model
+def _finish(trainer: Any, processor: Any, work: Work, spec: Training, part: TrainerPart) -> dict[str, Any]:
+    state = trainer.state
+    meta = {"best_dev_wer": state.best_metric, "best_step": state.best_global_step, "final_step": state.global_step}
+    notes = parting(state.log_history)
+    if spec.average_checkpoints > 1:
+        mean = take_mean(
+            trainer,
+            count=spec.average_checkpoints,
+            folders=[folder / CHECKPOINTS for folder in part.folders],
+            target=work.scratch / "mean",
+        )
+        notes += mean.pop("notes")
+        meta |= mean
+    model = lora.merge(trainer.model)
     model.config.use_cache = True
+    if spec.spec_augment:
+        # Whoever trains this model further says so again.
+        model.config.apply_spec_augment = False
+    if spec.dropout:
+        model.config.dropout = 0.0
     model.save_pretrained(work.path / "model")
     processor.save_pretrained(work.path / "model")
-    write_jsonl(work.path / "curves.jsonl", trainer.state.log_history)
+    write_jsonl(work.path / "curves.jsonl", state.log_history)
     shutil.copytree(work.scratch / "tensorboard", work.path / "tensorboard")
-    return {
-        "best_dev_wer": trainer.state.best_metric,
-        "best_step": trainer.state.best_global_step,
-        "final_step": trainer.state.global_step,
-    }
+    return meta | {"notes": notes}

@@ -145,6 +145,17 @@ def test_a_list_of_exclusions_must_be_there(tmp_path: Path) -> None:
     assert load(tmp_path / "small.yaml").train.exclude == str(missing)
 
 
+def test_recordings_of_noise_are_looked_for_beside_the_suite(tmp_path: Path) -> None:
+    noise = "{noise: {p: 0.5, recordings: streets}}"
+    text = edited(("max_steps: 100", f"max_steps: 100, augment: {noise}"))
+    missing = tmp_path / "streets"
+    assert mistakes(tmp_path, text) == [
+        f"19: models.base.train.augment.noise.recordings: there is no folder {missing.as_posix()}"
+    ]
+    missing.mkdir()
+    assert load(tmp_path / "small.yaml").models["base"].train.augment.noise.recordings == str(missing)
+
+
 @pytest.mark.parametrize(
     ("share", "hours", "weight"),
     [("all", None, 1.0), ("100h", 100.0, 1.0), ("1.5 h", 1.5, 1.0), ("2", None, 2.0), ("{take: 0.3}", None, 0.3)],

@@ -1,31 +1,11 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from harness.train import whisper
 from harness.train.whisper import Training
-
-
-def checkpoint(folder: Path, step: int, state: str | None) -> None:
-    (folder / f"checkpoint-{step}").mkdir(parents=True)
-    if state is not None:
-        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(state, encoding="utf-8")
-
-
-@pytest.mark.parametrize("torn", [None, '{"global_step": 30', "{}"])
-def test_a_checkpoint_torn_by_a_kill_is_passed_over_and_removed(tmp_path: Path, torn: str | None) -> None:
-    checkpoint(tmp_path, 10, json.dumps({"global_step": 10}))
-    checkpoint(tmp_path, 20, json.dumps({"global_step": 20}))
-    checkpoint(tmp_path, 30, torn)
-    assert whisper._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
-    assert not (tmp_path / "checkpoint-30").exists()
-
-
-def test_no_checkpoint_means_a_start_from_the_beginning(tmp_path: Path) -> None:
-    assert whisper._last_checkpoint(tmp_path / "checkpoints") is None
 
 
 @pytest.mark.parametrize("wanted", ["fp32", "fp16", "bf16"])
