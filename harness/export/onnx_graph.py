@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from harness.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +24,14 @@ MAX_EMBEDDED_BYTES = 1_900_000_000
 ALIGNMENT_BYTES = 4096
 """External tensors start on a page, so that they can be mapped into memory."""
 
+Precision = Literal["fp32", "fp16", "int8"]
+BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Of a weight of a matrix."""
+FLOAT, FLOAT16 = 1, 10
+"""ONNX's numbers for types."""
+ZERO_BYTE = 128
+"""Bytes without a sign: of signed ones, processors without VNNI lose what passes 16 bits."""
+
 
 @dataclass(slots=True)
 class Weights:
@@ -29,6 +39,7 @@ class Weights:
 
     tensors: Mapping[str, np.ndarray]
     """Parameter name → float32 array, in the layout of the checkpoint."""
+    precision: Precision = "fp32"
     data_file: Path | None = None
     """Where weights go that are too large for the ONNX file itself."""
     protos: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -38,9 +49,23 @@ class Weights:
         """The initialiser of parameter `name`; `transpose` turns torch's [out, in] into MatMul's [in, out]."""
         stored = f"{name}.T" if transpose else name
         if stored not in self.protos:
-            tensor = self.tensors[name]
+            tensor = self._float(name)
             self.protos[stored] = self._proto(stored, tensor.T if transpose else tensor)
         return stored
+
+    def take_bytes(self, name: str) -> tuple[str, str]:
+        """The initialisers of matrix `name`, [out, in], as int8 has it: uint8 [in, out] around 128, scales [out]."""
+        import numpy as np
+
+        stored, scales = f"{name}.uint8", f"{name}.scale"
+        if stored not in self.protos:
+            matrix = self.tensors[name]
+            scale = np.abs(matrix).max(axis=1) / np.float32(ZERO_BYTE - 1)
+            scale[scale == 0] = 1.0
+            rounded = np.rint(matrix / scale[:, None]) + ZERO_BYTE
+            self.protos[stored] = self._proto(stored, rounded.astype(np.uint8).T)
+            self.protos[scales] = self._proto(scales, scale)
+        return stored, scales
 
     def integers(self, *values: int) -> str:
         """A one-dimensional int64 constant."""
@@ -49,10 +74,17 @@ class Weights:
         return self._constant("i64_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
 
     def scalar(self, value: float) -> str:
-        """A float32 constant without dimensions."""
+        """A constant without dimensions, float16 in fp16, float32 otherwise."""
         import numpy as np
 
-        return self._constant(f"f32_{value!r}", np.array(value, dtype=np.float32))
+        bits, dtype = (16, np.float16) if self.precision == "fp16" else (32, np.float32)
+        return self._constant(f"f{bits}_{value!r}", np.array(value, dtype=dtype))
+
+    def zero_byte(self) -> str:
+        """What stands for zero in bytes."""
+        import numpy as np
+
+        return self._constant("u8_zero", np.array(ZERO_BYTE, dtype=np.uint8))
 
     def integer(self, value: int) -> str:
         """An int64 constant without dimensions."""
@@ -72,18 +104,33 @@ class Weights:
             self.protos[name] = numpy_helper.from_array(value, name)
         return name
 
+    def _float(self, name: str) -> np.ndarray:
+        """A parameter as the graph computes. Raises ExportError where float16 cannot hold it."""
+        import numpy as np
+
+        tensor = self.tensors[name]
+        if self.precision != "fp16":
+            return tensor
+        with np.errstate(over="ignore"):
+            half = tensor.astype(np.float16)
+        if np.isinf(half).any():
+            largest = float(np.abs(tensor).max())
+            raise ExportError(f"tensor {name!r} reaches {largest:.6g}, but float16 ends at 65504; export it as fp32")
+        return half
+
     def _proto(self, name: str, tensor: np.ndarray) -> onnx.TensorProto:
         import numpy as np
-        from onnx import TensorProto, external_data_helper, numpy_helper
+        from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
         # Little endian is what the format stores, on every machine.
-        tensor = np.ascontiguousarray(tensor, dtype="<f4")
+        tensor = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
         if self.data_file is None:
             return numpy_helper.from_array(tensor, name)
         if self._data is None:
             self._data = self.data_file.open("wb")
         self._data.write(bytes(-self._data.tell() % ALIGNMENT_BYTES))
-        proto = TensorProto(name=name, dims=tensor.shape, data_type=TensorProto.FLOAT, raw_data=b"")
+        kind = helper.np_dtype_to_tensor_dtype(tensor.dtype)
+        proto = TensorProto(name=name, dims=tensor.shape, data_type=kind, raw_data=b"")
         external_data_helper.set_external_data(
             proto, location=self.data_file.name, offset=self._data.tell(), length=tensor.nbytes
         )
@@ -100,12 +147,21 @@ class Graph:
     prefix: str = ""
     """Before the names of this graph's values: the branches of an `If` share one space of names with their parent."""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
+    quantised: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Value → itself as bytes, with scale and zero: several layers may read the same."""
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output, and give the name of that."""
         name = f"{self.prefix}{kind}_{len(self.nodes)}"
         self._add(kind, inputs, [name], attributes)
         return name
+
+    def three(self, kind: str, *inputs: str) -> tuple[str, str, str]:
+        """Add a node with three outputs, and give their names."""
+        name = f"{self.prefix}{kind}_{len(self.nodes)}"
+        outputs = (name, f"{name}.1", f"{name}.2")
+        self._add(kind, inputs, outputs, {})
+        return outputs
 
     def name(self, value: str, output: str) -> str:
         """Let `value` be known as `output`, a name that is part of the interface."""

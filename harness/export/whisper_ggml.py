@@ -2,7 +2,8 @@
 
 Layout (little endian): magic; 11 int32 of sizes; the mel filter bank; the vocabulary as bytes; the tensors.
 Source: `whisper_model_load` in whisper.cpp, and its `models/convert-pt-to-ggml.py`, whose names OpenAI chose.
-Unlike `models/convert-h5-to-ggml.py`, what is stored as float32 is not rounded to float16 on the way.
+Unlike `models/convert-h5-to-ggml.py`, what is stored as float32 is not rounded to float16 on the way, and neither is
+what is quantised: whisper.cpp's `quantize` starts from the float16 file. Which tensors stay as they are, is its choice.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Literal
 
+from pydantic import Field
+
 from harness.errors import ExportError
 from harness.export.checkpoint import Checkpoint, read_json
+from harness.export.ggml_types import TYPES, Kind, encode
 from harness.export.mel import filter_bank
 from harness.suite.spec import ExportSpec, OneOrMore
 
@@ -28,8 +32,6 @@ VERSION = 1
 
 MODEL_FILE = "ggml-model.bin"
 MAGIC = 0x67676D6C
-TYPES = {"f32": 0, "f16": 1}
-"""Of a tensor, and of the file by its large tensors: the same numbers in both places."""
 VOCABULARIES = {51864: 50256, 51865: 50257, 51866: 50257}
 """Tokens of the model → text tokens of the file, of OpenAI's three vocabularies: English, multilingual, large-v3.
 whisper.cpp derives the number of languages and all special tokens from the first."""
@@ -45,12 +47,14 @@ BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {chr(0x100 + n): byte for n, 
 
 
 class Spec(ExportSpec):
-    """One ggml file for whisper.cpp."""
+    """One ggml file for whisper.cpp: f16 for a GPU, q8_0 (half of it) or q5_0 (a third of it) for small machines."""
 
     kind: Literal["whisper_ggml"] = "whisper_ggml"
     accepts: ClassVar[tuple[str, ...]] = ("whisper",)
 
-    quantize: Annotated[Literal["f16", "f32"], OneOrMore()] = "f16"
+    quantize: Annotated[Kind, OneOrMore()] = Field(
+        default="f16", description="f32 runs on a GPU only: on a CPU whisper.cpp convolves in float16."
+    )
 
     @property
     def label(self) -> str:
@@ -214,37 +218,30 @@ def _read(checkpoint: Checkpoint, name: str, *, shape: tuple[int, ...]) -> NDArr
     return values
 
 
-def _write_header(file: BinaryIO, *, config: Mapping[str, Any], tokens: list[bytes], quantize: str) -> None:
+def _write_header(file: BinaryIO, *, config: Mapping[str, Any], tokens: list[bytes], quantize: Kind) -> None:
     filters = filter_bank(config["num_mel_bins"])
-    file.write(struct.pack("<I10ii", MAGIC, *(config[name] for name in SIZES), TYPES[quantize]))
+    file.write(struct.pack("<I10ii", MAGIC, *(config[name] for name in SIZES), TYPES[quantize].file))
     file.write(struct.pack("<ii", *filters.shape))
     file.write(filters.astype("<f4").tobytes())
     file.write(struct.pack("<i", len(tokens)))
     file.writelines(struct.pack("<i", len(token)) + token for token in tokens)
 
 
-def _write_tensor(file: BinaryIO, name: str, values: NDArray[np.float32], *, quantize: str) -> None:
+def _write_tensor(file: BinaryIO, name: str, values: NDArray[np.float32], *, quantize: Kind) -> None:
+    kind = _kind(name, values.ndim, quantize=quantize)
     if name in AS_COLUMN:
         values = values[:, None]
-        kind = "f32"
-    else:
-        kind = "f32" if values.ndim < 2 or name in ALWAYS_F32 else quantize
     encoded = name.encode()
-    file.write(struct.pack("<iii", values.ndim, len(encoded), TYPES[kind]))
+    file.write(struct.pack("<iii", values.ndim, len(encoded), TYPES[kind].tensor))
     # ggml counts dimensions from the innermost.
     file.write(struct.pack(f"<{values.ndim}i", *reversed(values.shape)))
     file.write(encoded)
-    file.write(_encode(values, name=name, kind=kind))
+    file.write(encode(values, kind=kind, name=name))
 
 
-def _encode(values: NDArray[np.float32], *, name: str, kind: str) -> bytes:
-    import numpy as np
-
-    if kind == "f32":
-        return values.astype("<f4").tobytes()
-    with np.errstate(over="ignore"):
-        half = values.astype("<f2")
-    if not np.isfinite(half).all():
-        largest = float(np.abs(values).max())
-        raise ExportError(f"tensor {name!r} reaches {largest:.6g}, but float16 ends at 65504; export it as f32")
-    return half.tobytes()
+def _kind(name: str, num_dimensions: int, *, quantize: Kind) -> Kind:
+    """How a tensor is stored in a file that is to be `quantize`."""
+    if num_dimensions < 2 or name in ALWAYS_F32:
+        return "f32"
+    # whisper.cpp has kernels for float convolutions only.
+    return "f16" if num_dimensions > 2 and quantize != "f32" else quantize

@@ -1,7 +1,8 @@
 """Whisper's encoder and decoder as ONNX graphs, with the inputs and outputs of optimum's merged export.
 
 Written node by node instead of traced: it takes a second instead of a minute, depends on no version of torch, gives
-the same bytes each time, and stores every weight once.
+the same bytes each time, and stores every weight once. Whatever the precision, inputs and outputs are float32, which
+onnx-asr takes for granted.
 
 Source: Radford et al. 2022; `modeling_whisper.py` of transformers; the names are optimum's.
 """
@@ -12,7 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.export.onnx_graph import MAX_EMBEDDED_BYTES, Graph, Weights, floats, save
+from harness.export.onnx_graph import BYTES, MAX_EMBEDDED_BYTES, Graph, Precision, Weights, floats, save
+from harness.export.onnx_precision import linear, lookup, matrix_product, narrow, widen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,11 +44,13 @@ class Shape:
     decoder_attention_heads: int
 
 
-def write_encoder(path: Path, *, tensors: Mapping[str, np.ndarray], shape: Shape) -> None:
+def write_encoder(
+    path: Path, *, tensors: Mapping[str, np.ndarray], shape: Shape, precision: Precision = "fp32"
+) -> None:
     """input_features float32 [batch, num_mel_bins, frames] → last_hidden_state float32 [batch, frames / 2, d_model]."""
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
-    graph = Graph(_weights(own, path))
-    x = "input_features"
+    graph = Graph(_weights(own, path, precision))
+    x = narrow(graph, "input_features")
     for convolution, stride in (("conv1", 1), ("conv2", 2)):
         names = [graph.weights.take(f"{ENCODER}{convolution}.{part}") for part in ("weight", "bias")]
         x = _gelu(graph, graph.op("Conv", x, *names, kernel_shape=[3], pads=[1, 1], strides=[stride]))
@@ -59,13 +63,13 @@ def write_encoder(path: Path, *, tensors: Mapping[str, np.ndarray], shape: Shape
             _heads(graph, y, shape.encoder_attention_heads)
             for y in (
                 _query(graph, normed, f"{layer}self_attn", shape.d_model // shape.encoder_attention_heads),
-                _linear(graph, normed, f"{layer}self_attn.k_proj"),
-                _linear(graph, normed, f"{layer}self_attn.v_proj"),
+                linear(graph, normed, f"{layer}self_attn.k_proj"),
+                linear(graph, normed, f"{layer}self_attn.v_proj"),
             )
         )
         x = _residual(graph, x, _attend(graph, query, key, value), f"{layer}self_attn.out_proj")
         x = _feed_forward(graph, x, layer)
-    graph.name(_layer_norm(graph, x, f"{ENCODER}layer_norm"), "last_hidden_state")
+    graph.name(widen(graph, _layer_norm(graph, x, f"{ENCODER}layer_norm")), "last_hidden_state")
     graph.weights.close()
     positions = shape.max_source_positions
     inputs = [floats("input_features", "batch_size", shape.num_mel_bins, 2 * positions)]
@@ -73,17 +77,20 @@ def write_encoder(path: Path, *, tensors: Mapping[str, np.ndarray], shape: Shape
     save(graph.finish("encoder", inputs=inputs, outputs=outputs), path)
 
 
-def write_decoder(path: Path, *, tensors: Mapping[str, np.ndarray], shape: Shape) -> None:
+def write_decoder(
+    path: Path, *, tensors: Mapping[str, np.ndarray], shape: Shape, precision: Precision = "fp32"
+) -> None:
     """The decoder with its key-value cache, for the first step (`use_cache_branch` false) and all later ones (true).
 
     In the first step the past is ignored, whatever its shape, and the cross-attention's keys and values come from
     `encoder_hidden_states`. In later steps they come from the past, and the `present` ones are empty
     [0, heads, 1, head_dim], as optimum's are: the caller keeps those it has.
+    In fp16 attention runs in float32, as the cache is: narrowing the whole cache in every step would cost more.
     """
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(DECODER) or name == PROJECTION}
-    graph = Graph(_weights(own, path))
+    graph = Graph(_weights(own, path, precision))
     steps = _Steps.of(graph)
-    embedded = graph.op("Gather", graph.weights.take(EMBEDDINGS), "input_ids")
+    embedded = lookup(graph, "input_ids", EMBEDDINGS)
     x = graph.op("Add", embedded, graph.op("Gather", _positions_table(graph), steps.positions))
     for number in range(shape.decoder_layers):
         x = _decoder_layer(graph, x, number=number, steps=steps, shape=shape)
@@ -117,7 +124,7 @@ class _Steps:
         positions = graph.op("Range", num_past, num_all, one)
         keys = graph.op("Range", zero, num_all, one)
         ahead = graph.op("Greater", keys, graph.op("Unsqueeze", positions, weights.integers(1)))
-        mask = graph.op("Where", ahead, weights.scalar(-math.inf), weights.scalar(0.0))
+        mask = widen(graph, graph.op("Where", ahead, weights.scalar(-math.inf), weights.scalar(0.0)))
         return cls(past_end=end, positions=positions, mask=mask)
 
 
@@ -126,20 +133,22 @@ def _decoder_layer(graph: Graph, x: str, *, number: int, steps: _Steps, shape: S
     head_dim = shape.d_model // heads
     normed = _layer_norm(graph, x, f"{layer}self_attn_layer_norm")
     query = _heads(graph, _query(graph, normed, f"{layer}self_attn", head_dim), heads)
+    query = widen(graph, query)
     batch = graph.op("Shape", "input_ids", start=0, end=1)
     past_shape = graph.op("Concat", batch, graph.weights.integers(heads, -1, head_dim), axis=0)
     present = []
     for what in ("key", "value"):
-        new = _heads(graph, _linear(graph, normed, f"{layer}self_attn.{what[0]}_proj"), heads)
+        new = widen(graph, _heads(graph, linear(graph, normed, f"{layer}self_attn.{what[0]}_proj"), heads))
         past = _past(graph, f"past_key_values.{number}.decoder.{what}", steps.past_end)
         # The first step's past may come with batch 0, which no Concat takes; it holds nothing, so it fits any batch.
         past = graph.op("Reshape", past, past_shape)
         present.append(graph.name(graph.op("Concat", past, new, axis=2), f"present.{number}.decoder.{what}"))
-    attended = _attend(graph, query, *present, mask=steps.mask)
+    attended = narrow(graph, _attend(graph, query, *present, mask=steps.mask))
     x = _residual(graph, x, attended, f"{layer}self_attn.out_proj")
     normed = _layer_norm(graph, x, f"{layer}encoder_attn_layer_norm")
     query = _heads(graph, _query(graph, normed, f"{layer}encoder_attn", head_dim), heads)
-    attended = _cross_attention(graph, query, number=number, heads=heads, head_dim=head_dim)
+    attended = _cross_attention(graph, widen(graph, query), number=number, heads=heads, head_dim=head_dim)
+    attended = narrow(graph, attended)
     x = _residual(graph, x, attended, f"{layer}encoder_attn.out_proj")
     return _feed_forward(graph, x, layer)
 
@@ -153,8 +162,9 @@ def _cross_attention(graph: Graph, query: str, *, number: int, heads: int, head_
         keys = [f"past_key_values.{number}.encoder.{what}" for what in ("key", "value")]
         if not cached:
             layer = f"{DECODER}layers.{number}.encoder_attn."
-            projected = [_linear(branch, "encoder_hidden_states", f"{layer}{what}_proj") for what in ("k", "v")]
-            keys = [_heads(branch, y, heads) for y in projected]
+            encoded = narrow(branch, "encoder_hidden_states")
+            projected = [linear(branch, encoded, f"{layer}{what}_proj") for what in ("k", "v")]
+            keys = [widen(branch, _heads(branch, y, heads)) for y in projected]
         context = _attend(branch, query, *keys)
         empty = branch.weights.integers(0, heads, 1, head_dim)
         present = [branch.op("ConstantOfShape", empty) if cached else key for key in keys]
@@ -190,9 +200,9 @@ def _interface(shape: Shape) -> tuple[list[onnx.ValueInfoProto], list[onnx.Value
     return inputs, outputs
 
 
-def _weights(tensors: Mapping[str, np.ndarray], path: Path) -> Weights:
-    size = sum(tensor.size * 4 for tensor in tensors.values())
-    return Weights(tensors, data_file=path.with_suffix(".onnx_data") if size > MAX_EMBEDDED_BYTES else None)
+def _weights(tensors: Mapping[str, np.ndarray], path: Path, precision: Precision) -> Weights:
+    size = sum(tensor.size * BYTES[precision] for tensor in tensors.values())
+    return Weights(tensors, precision, path.with_suffix(".onnx_data") if size > MAX_EMBEDDED_BYTES else None)
 
 
 def _positions_table(graph: Graph) -> str:
@@ -200,10 +210,12 @@ def _positions_table(graph: Graph) -> str:
 
 
 def _logits(graph: Graph, x: str, shape: Shape) -> str:
-    """Through Gemm, which reads the embeddings as they are: a transposed copy would cost as much again."""
     projection = PROJECTION if PROJECTION in graph.weights.tensors else EMBEDDINGS
+    if graph.weights.precision == "int8":
+        return matrix_product(graph, x, projection)
+    # Through Gemm, which reads the embeddings as they are: a transposed copy would cost as much again.
     flat = graph.op("Reshape", x, graph.weights.integers(-1, shape.d_model))
-    flat = graph.op("Gemm", flat, graph.weights.take(projection), transB=1)
+    flat = widen(graph, graph.op("Gemm", flat, graph.weights.take(projection), transB=1))
     tokens = graph.op("Shape", "input_ids")
     return graph.op("Reshape", flat, graph.op("Concat", tokens, graph.weights.integers(shape.vocab_size), axis=0))
 
@@ -213,15 +225,8 @@ def _past(graph: Graph, name: str, end: str) -> str:
     return graph.op("Slice", name, integers(0), end, integers(2))
 
 
-def _linear(graph: Graph, x: str, name: str) -> str:
-    product = graph.op("MatMul", x, graph.weights.take(f"{name}.weight", transpose=True))
-    if f"{name}.bias" not in graph.weights.tensors:
-        return product
-    return graph.op("Add", product, graph.weights.take(f"{name}.bias"))
-
-
 def _query(graph: Graph, x: str, attention: str, head_dim: int) -> str:
-    return graph.op("Mul", _linear(graph, x, f"{attention}.q_proj"), graph.weights.scalar(head_dim**-0.5))
+    return graph.op("Mul", linear(graph, x, f"{attention}.q_proj"), graph.weights.scalar(head_dim**-0.5))
 
 
 def _heads(graph: Graph, x: str, heads: int) -> str:
@@ -239,11 +244,11 @@ def _attend(graph: Graph, query: str, key: str, value: str, *, mask: str | None 
 
 
 def _residual(graph: Graph, x: str, y: str, name: str) -> str:
-    return graph.op("Add", x, _linear(graph, y, name))
+    return graph.op("Add", x, linear(graph, y, name))
 
 
 def _feed_forward(graph: Graph, x: str, layer: str) -> str:
-    hidden = _gelu(graph, _linear(graph, _layer_norm(graph, x, f"{layer}final_layer_norm"), f"{layer}fc1"))
+    hidden = _gelu(graph, linear(graph, _layer_norm(graph, x, f"{layer}final_layer_norm"), f"{layer}fc1"))
     return _residual(graph, x, hidden, f"{layer}fc2")
 
 

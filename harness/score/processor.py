@@ -6,7 +6,9 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
+from harness.errors import MissingError
 from harness.score.memory import nvidia_devices
 
 
@@ -32,6 +34,24 @@ def describe_gpu() -> str:
     import pynvml
 
     return str(pynvml.nvmlDeviceGetName(devices[0]))
+
+
+def torch_device(wanted: Literal["auto", "cpu", "cuda"], *, runtime: str, install: str) -> Literal["cpu", "cuda"]:
+    """Where torch runs: `auto` takes CUDA where torch has it.
+
+    Raises MissingError without torch, which `install` installs, and for CUDA that is wanted but not there.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingError(f"runtime {runtime} needs torch: {install}") from error
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise MissingError(
+            f"runtime {runtime}: device is 'cuda', but torch {torch.__version__} finds none; install the driver and a "
+            "build of torch for CUDA from pytorch.org, or set device to 'cpu'"
+        )
+    return "cuda" if available and wanted != "cpu" else "cpu"
 
 
 def _cpu_model() -> str:

@@ -123,6 +123,8 @@ class ExportSpec(Spec):
     kind: str
     accepts: ClassVar[tuple[str, ...]] = ()
     """The kinds of model that it can write."""
+    in_place: ClassVar[bool] = False
+    """Whether the model is run as it lies in the artifact of its training; then there is no step, and no `run`."""
 
     @property
     def label(self) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 import subprocess
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -23,45 +21,13 @@ from harness.export.mel import filter_bank
 from harness.export.whisper_ggml import Spec
 from harness.score import whispercpp
 from tests.conftest import AELITA, artifact
+from tests.ggml_files import read_ggml
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 WIDTH, LAYERS, MELS = 64, 2, 80
-
-
-@dataclass
-class Ggml:
-    """What an independent reader of the format finds."""
-
-    sizes: tuple[int, ...]
-    filters: np.ndarray
-    tokens: list[bytes]
-    tensors: dict[str, np.ndarray]
-
-
-def read_ggml(path: Path) -> Ggml:
-    with path.open("rb") as file:
-
-        def ints(count: int) -> tuple[int, ...]:
-            return struct.unpack(f"<{count}i", file.read(4 * count))
-
-        assert file.read(4) == b"lmgg"
-        sizes = ints(11)
-        rows, columns = ints(2)
-        filters = np.frombuffer(file.read(4 * rows * columns), "<f4").reshape(rows, columns)
-        tokens = [file.read(ints(1)[0]) for _ in range(ints(1)[0])]
-        tensors = {}
-        while head := file.read(12):
-            rank, length, kind = struct.unpack("<iii", head)
-            shape = ints(rank)[::-1]
-            name = file.read(length).decode()
-            dtype = np.dtype({0: "<f4", 1: "<f2"}[kind])
-            size = int(np.prod(shape)) * dtype.itemsize
-            tensors[name] = np.frombuffer(file.read(size), dtype).reshape(shape)
-            assert tensors[name].nbytes == size
-    return Ggml(sizes, filters, tokens, tensors)
 
 
 def export(source: Path, folder: Path, *, quantize: str = "f16") -> tuple[Path, dict[str, Any]]:
