@@ -10,9 +10,8 @@ from pydantic import Field
 
 from harness.core.artifact import Resources
 from harness.core.nemo_file import decode_greedily, restore, transcribe
-from harness.errors import MissingError
 from harness.score.chunks import split
-from harness.score.processor import describe_cpu, describe_gpu, physical_cores
+from harness.score.processor import describe_cpu, describe_gpu, physical_cores, torch_device
 from harness.score.transcribe import transcribe_set
 from harness.suite.spec import RuntimeSpec
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from harness.core.artifact import Inputs, Work
+    from harness.core.artifact import Artifact, Inputs, Work
 
 VERSION = 1
 RESOURCES = Resources(whole_machine=True, gpu=True)
@@ -75,6 +74,12 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
     )
 
 
+def recogniser(spec: Spec, export: Artifact) -> Recogniser:
+    """An export, loaded as `run` loads it. Raises DataError and MissingError as it does."""
+    threads = spec.threads or physical_cores()
+    return load(export.path / MODEL_FILE, device=_device(spec), threads=threads, strategy=spec.strategy)
+
+
 def load(path: Path, *, device: Literal["cpu", "cuda"], threads: int, strategy: str) -> Recogniser:
     """Restore the file of an export, in float32.
 
@@ -89,14 +94,4 @@ def load(path: Path, *, device: Literal["cpu", "cuda"], threads: int, strategy: 
 
 
 def _device(spec: Spec) -> Literal["cpu", "cuda"]:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingError("runtime nemo needs torch and NeMo: pip install 'nemo_toolkit[asr]'") from error
-    available = torch.cuda.is_available()
-    if spec.device == "cuda" and not available:
-        raise MissingError(
-            f"runtime nemo: device is 'cuda', but torch {torch.__version__} finds none; install the driver and a build "
-            "of torch for CUDA from pytorch.org, or set device to 'cpu'"
-        )
-    return "cuda" if available and spec.device != "cpu" else "cpu"
+    return torch_device(spec.device, runtime="nemo", install="pip install 'nemo_toolkit[asr]'")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from harness.core.artifact import Resources
+from harness.core.manifests import SAMPLE_RATE_HZ
 from harness.errors import ExportError
+from harness.score.chunks import WINDOW_S as WHISPER_WINDOW_S
 from harness.score.chunks import split
 from harness.score.families import takes_language, window_s
 from harness.score.processor import physical_cores
@@ -37,6 +40,8 @@ RESOURCES = Resources(whole_machine=True, gpu=True)
 
 MAX_TOKENS = 448
 """onnx-asr's fixed limit, prompt included: Whisper's whole context."""
+LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
+"""Whisper's token of a language."""
 
 
 class Spec(RuntimeSpec):
@@ -74,6 +79,25 @@ class Recogniser:
         texts = [self.model.recognize(piece, **self.options).strip() for piece in pieces]
         return " ".join(text for text in texts if text)
 
+    def languages(self) -> set[str]:
+        """The codes of the languages that a Whisper can tell apart."""
+        return set(self._language_tokens().values())
+
+    def detect_language(self, samples: np.ndarray, /) -> str:
+        """The code of the most probable language of the first 30 s; of a Whisper."""
+        import numpy as np
+
+        piece = samples[: int(WHISPER_WINDOW_S * SAMPLE_RATE_HZ)]
+        asr, languages = self.model.asr, self._language_tokens()
+        # onnx-asr detects languages too, but tells only the text.
+        encoded = asr._encode(piece[None], np.array([len(piece)]))  # noqa: SLF001
+        logits, _ = asr._decode(asr._detect_lang_input, asr._create_state(), encoded)  # noqa: SLF001
+        return languages[max(languages, key=lambda token: logits[0, -1, token])]
+
+    def _language_tokens(self) -> dict[int, str]:
+        tokens = self.model.asr._tokens.items()  # noqa: SLF001  # the vocabulary, which it keeps to itself
+        return {number: match[1] for token, number in tokens if (match := LANGUAGE.fullmatch(token))}
+
 
 def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
     """Transcribe `inputs["heldout"]` with `inputs["export"]`.
@@ -93,6 +117,12 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
         device=describe(device, threads=threads),
         decoding=_decoding(_served(export), device=device, language=spec.language) | {"threads": threads},
     )
+
+
+def recogniser(spec: Spec, export: Artifact) -> Recogniser:
+    """An export, loaded as `run` loads it. Raises ExportError and MissingError as it does."""
+    threads = spec.threads or physical_cores()
+    return load(export, device=resolve(spec.device), threads=threads, language=spec.language)
 
 
 def load(export: Artifact, *, device: Device, threads: int, language: str) -> Recogniser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,12 +19,12 @@ from harness.score.transcribe import transcribe_set
 from harness.suite.spec import RuntimeSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
 
-    from harness.core.artifact import Inputs, Work
+    from harness.core.artifact import Artifact, Inputs, Work
 
 VERSION = 1
 RESOURCES = Resources(whole_machine=True, gpu=True)
@@ -31,6 +32,8 @@ RESOURCES = Resources(whole_machine=True, gpu=True)
 GPU_BACKENDS = {"MTL": "Metal", "Metal": "Metal", "CUDA": "CUDA", "ROCm": "ROCm", "Vulkan": "Vulkan"}
 """As whisper.cpp's system info names them, and as people do."""
 MODEL_FILE = "ggml-model.bin"
+TYPE_OFFSET = 44
+"""Of the number that says how the weights are stored, after magic and sizes; 0 is float32."""
 MIN_S = 1.0
 """Shorter recordings get silence at their end: whisper.cpp returns nothing for less than 0.1 s, and before
 version 1.8 for less than 1 s."""
@@ -38,6 +41,8 @@ LOG_ERROR = 4
 """ggml's number for it."""
 EMPTY = "no tensors loaded"
 """What whisper.cpp only warns of, when a file ends before its tensors."""
+FALLBACKS = re.compile(r"fallbacks = +(\d+) p / +(\d+) h")
+"""Of its timings: decodings that it gave up, for a low probability and for a loop."""
 PINNED = {
     "translate": False,
     "detect_language": False,
@@ -86,6 +91,19 @@ class Spec(RuntimeSpec):
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """What whisper.cpp heard between two timestamps."""
+
+    start_s: float
+    end_s: float
+    text: str
+    start_is_written: bool
+    """The model itself wrote when it begins. Only the first segment can say so: whisper.cpp takes the end of the one
+    before for the beginning of all others."""
+    end_is_written: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Recogniser:
     """A model that whisper.cpp has loaded."""
 
@@ -98,16 +116,52 @@ class Recogniser:
         if not np.isfinite(samples).all():
             raise DataError("the samples hold NaN or infinity, which whisper.cpp turns into exclamation marks")
         pieces = [samples] if self.timestamps else split(samples)
-        texts = [self._transcribe(_padded(piece)) for piece in pieces]
-        return " ".join(text for text in texts if text)
+        texts = [text for piece in pieces for segment in self._decode(piece) if (text := segment.text.strip())]
+        return " ".join(texts)
 
-    def _transcribe(self, samples: np.ndarray) -> str:
-        with _errors() as errors:
-            segments = self.model.transcribe(samples)
+    def segments(self, samples: np.ndarray, /) -> list[Segment]:
+        """What is heard, with its times; of a model that was loaded with `timestamps`."""
+        import _pywhispercpp as cpp
+
+        context = self.model._ctx  # noqa: SLF001  # pywhispercpp passes no tokens on
+        first_time = cpp.whisper_token_beg(context)
+        found = []
+        for number, heard in enumerate(self._decode(samples)):
+            num_tokens = cpp.whisper_full_n_tokens(context, number)
+            ids = [cpp.whisper_full_get_token_id(context, number, place) for place in range(num_tokens)]
+            starts, ends = ids[:1] >= [first_time], ids[-1:] >= [first_time]
+            found.append(Segment(heard.t0 / 100, heard.t1 / 100, heard.text.strip(), starts, ends))
+        return found
+
+    def num_fallbacks(self) -> int:
+        """How many decodings whisper.cpp has given up since the model was loaded."""
+        with _messages(lambda _level, message: "fallbacks" in message) as found:
+            self.model.print_timings()
+        counts = FALLBACKS.search(" ".join(found))
+        if counts is None:
+            raise DataError(f"whisper.cpp tells no fallbacks in its timings, but {found}; use pywhispercpp 1.5")
+        return int(counts[1]) + int(counts[2])
+
+    def languages(self) -> set[str]:
+        """The codes of the languages that can be told apart."""
+        return set(self.model.available_languages())
+
+    def detect_language(self, samples: np.ndarray, /) -> str:
+        """The code of the most probable language of the first 30 s."""
+        with _messages() as errors:
+            (language, _), _ = self.model.auto_detect_language(_padded(samples))
+        if errors:
+            raise DataError(f"whisper.cpp: {'; '.join(errors)}")
+        return str(language)
+
+    def _decode(self, samples: np.ndarray) -> list[Any]:
+        """What pywhispercpp calls segments: `t0` and `t1` in hundredths of a second, and `text`."""
+        with _messages() as errors:
+            segments: list[Any] = self.model.transcribe(_padded(samples))
         # pywhispercpp drops whisper.cpp's return code, and an error would read as silence.
         if errors:
             raise DataError(f"whisper.cpp: {'; '.join(errors)}")
-        return " ".join(text for segment in segments if (text := segment.text.strip()))
+        return segments
 
 
 def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
@@ -152,6 +206,13 @@ def decoding(spec: Spec) -> dict[str, Any]:
     return parameters
 
 
+def recogniser(spec: Spec, export: Artifact) -> Recogniser:
+    """An export, loaded as `run` loads it. Raises ExportError as it does."""
+    path = export.path / MODEL_FILE
+    _check_size(path, expected=export.meta.get("size_bytes"))
+    return load(path, spec=spec, threads=spec.threads or physical_cores())
+
+
 def load(path: Path, *, spec: Spec, threads: int) -> Recogniser:
     """Load a ggml file.
 
@@ -162,7 +223,8 @@ def load(path: Path, *, spec: Spec, threads: int) -> Recogniser:
 
     if not path.is_file():
         raise ExportError(f"{path} does not exist; export the model again")
-    with _errors():
+    _check_type(path, spec=spec)
+    with _messages():
         language = _pywhispercpp.whisper_lang_id(spec.language)
     # Unknown languages would be taken for "detect it", without a word.
     if language < 0:
@@ -170,7 +232,7 @@ def load(path: Path, *, spec: Spec, threads: int) -> Recogniser:
             f"runtime whispercpp: whisper.cpp does not know the language {spec.language!r}; "
             "use Whisper's code of the language, such as 'ru'"
         )
-    with _errors() as errors:
+    with _messages() as errors:
         model: Any = Model(
             str(path),
             params_sampling_strategy=0 if spec.beam_size == 1 else 1,
@@ -202,23 +264,37 @@ def _check_size(path: Path, *, expected: int | None) -> None:
         raise ExportError(f"{path}: {size} bytes, but the export wrote {expected}; export the model again")
 
 
+def _check_type(path: Path, *, spec: Spec) -> None:
+    """Refuse what ends the process: ggml's convolution on a CPU asserts that its weights are float16."""
+    with path.open("rb") as file:
+        file.seek(TYPE_OFFSET)
+        if file.read(4) == bytes(4) and (spec.device == "cpu" or gpu_backend() is None):
+            raise ExportError(
+                f"{path}: holds float32 convolutions, which whisper.cpp runs on a GPU only; export it as f16"
+            )
+
+
+def _is_error(level: int, message: str) -> bool:
+    return level == LOG_ERROR or EMPTY in message
+
+
 @contextmanager
-def _errors() -> Iterator[list[str]]:
-    """Collect what whisper.cpp and ggml log as errors, and keep the rest off standard error.
+def _messages(wanted: Callable[[int, str], bool] = _is_error) -> Iterator[list[str]]:
+    """Collect what whisper.cpp and ggml log and is wanted, errors by default; keep the rest off standard error.
 
     Only for as long as needed: a Python function that is still installed when the interpreter ends crashes it.
     """
     import _pywhispercpp
 
-    errors: list[str] = []
+    found: list[str] = []
 
     def log(level: int, message: str) -> None:
-        if level == LOG_ERROR or EMPTY in message:
-            errors.append(message.strip())
+        if wanted(level, message):
+            found.append(message.strip())
 
     _pywhispercpp.whisper_log_set(log)
     try:
-        yield errors
+        yield found
     finally:
         _pywhispercpp.whisper_log_set(None)
 

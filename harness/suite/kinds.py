@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
 
-FOLDERS = {"dataset": "data", "model": "train", "export": "export", "runtime": "score"}
+FOLDERS = {"dataset": "data", "model": "train", "export": "export", "runtime": "score", "probe": "score.probes"}
 """What a suite calls it → the folder of `harness/` that its kinds live in."""
 DECLARED = re.compile(r"^    kind: Literal\[", re.MULTILINE)
 """What a kind's file has in its `Spec`."""
@@ -34,7 +34,7 @@ def kinds(what: str) -> dict[str, ModuleType]:
     found = {}
     for info in pkgutil.iter_modules(folder.__path__):
         # Most files of a folder are no kinds; to import them all would cost every command a tenth of a second.
-        if not DECLARED.search(Path(folder.__path__[0], f"{info.name}.py").read_text(encoding="utf-8")):
+        if info.ispkg or not DECLARED.search(Path(folder.__path__[0], f"{info.name}.py").read_text(encoding="utf-8")):
             continue
         module = importlib.import_module(f"{folder.__name__}.{info.name}")
         spec = getattr(module, "Spec", None)

@@ -9,7 +9,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from harness.suite.kinds import kinds
-from harness.suite.model import TUNED, ZERO_SHOT, ModelSpec, combinations, variant_name
+from harness.suite.model import CHAMPION, TUNED, ZERO_SHOT, ModelSpec, combinations, variant_name
+from harness.suite.probes import probe_faults
 from harness.suite.sources import mapping, source_faults
 from harness.suite.wording import Fault, did_you_mean
 
@@ -29,6 +30,7 @@ def reference_faults(data: dict[str, Any]) -> list[Fault]:
         *_role_faults(data),
         *_variant_faults(data),
         *_gate_faults(data),
+        *probe_faults(data, exports={kind for model in entries(data, "models") for _, kind in _runnable(*model)}),
     ]
 
 
@@ -100,14 +102,14 @@ def _role_faults(data: dict[str, Any]) -> Iterator[Fault]:
     roles = [mapping(entry).get("role") for entry in heldout.values()]
     for role, purpose in (("dev", "variants are chosen on it"), ("test", "the verdict is given on it")):
         # A role that is missing or misspelled may be this one.
-        if heldout and role not in roles and all(known in ("dev", "test") for known in roles):
+        if heldout and role not in roles and all(known in ("dev", "test", "probe") for known in roles):
             yield ("heldout",), f"no set has `role: {role}`; declare one: {purpose}"
 
 
 def _variant_faults(data: dict[str, Any]) -> Iterator[Fault]:
     """Two variants of one name would be one row of the board."""
     for name, model in entries(data, "models"):
-        if _grid_size(model) > MAX_COMBINATIONS:
+        if _grid_size(model) > MAX_COMBINATIONS and not _is_sampled(model):
             limit = f"over the limit of {MAX_COMBINATIONS:,}; give some fields one value"
             yield ("models", name, "grid"), f"{_grid_size(model):,} combinations, {limit}"
             continue
@@ -129,6 +131,12 @@ def _grid_size(model: dict[str, Any]) -> int:
     return math.prod(len(values) for values in mapping(model.get("grid")).values() if isinstance(values, list))
 
 
+def _is_sampled(model: dict[str, Any]) -> bool:
+    """Which combinations of the grid are variants is decided later."""
+    search = model.get("search")
+    return "random" in (search, mapping(search).get("kind"))
+
+
 def _variants(name: str, model: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     """Where each variant of a model is declared, and its name."""
     if isinstance(model.get("kind"), str) and _is_published(model["kind"]):
@@ -138,7 +146,7 @@ def _variants(name: str, model: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     named = mapping(model.get("variants"))
     if model.get("zero_shot", True):
         yield ("models", name, "zero_shot"), ZERO_SHOT
-    for fields in combinations(grid):
+    for fields in [] if _is_sampled(model) else combinations(grid):
         yield ("models", name, "grid"), variant_name(fields)
     for variant in named:
         yield ("models", name, "variants", variant), variant
@@ -150,11 +158,11 @@ def _gate_faults(data: dict[str, Any]) -> Iterator[Fault]:
     """The gate compares with a variant of the same model."""
     gate = data.get("gate", {})
     wanted = gate.get("better_than", ZERO_SHOT) if isinstance(gate, dict) else None
-    if not isinstance(wanted, str) or not ("gate" in data or "promote" in data):
+    if not isinstance(wanted, str) or wanted == CHAMPION or not ("gate" in data or "promote" in data):
         return
     for name, model in entries(data, "models"):
         # What is published is never promoted.
-        if _grid_size(model) > MAX_COMBINATIONS or _is_published(str(model.get("kind"))):
+        if _grid_size(model) > MAX_COMBINATIONS or _is_published(str(model.get("kind"))) or _is_sampled(model):
             continue
         names = [variant for _, variant in _variants(name, model)]
         if wanted not in names:

@@ -1,0 +1,1 @@
+"""What an exported model does where WER does not look: a file per kind of probe."""
