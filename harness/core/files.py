@@ -23,6 +23,21 @@ def replace_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line of UTF-8; on the disk before it returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        # A kill may have left half a line: the next one begins on its own.
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def replace_copy(source: Path, target: Path) -> None:
     """Copy a file, published by one rename."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,10 @@ import re
 import unicodedata
 from typing import Literal, Protocol
 
+from harness.core.alternatives import first_wording
 from harness.core.text import spell_numbers, words_only
 
-VERSION = 1
+VERSION = 2
 """Goes up whenever a policy gives another text; it is part of the key of every training."""
 
 Case = Literal["as_is", "lower", "cased"]
@@ -60,11 +61,15 @@ def target_text(text: str, policy: Policy) -> str | None:
     """What the model shall write for a clip, or None if the clip cannot teach it: leave it out of training.
 
     Always: NFC, stress marks and markup removed, spaces collapsed. Digits become words as in the scoring normaliser.
+    Of wordings as in `{две тысячи|2000}` the first is learnt; None where such braces are not well-formed.
     `lower`: letters, digits and single spaces; hyphens too become spaces, since corpora do not agree on them.
     `cased`: as the corpus writes it; None where it has neither capitals nor punctuation, or capitals only.
     Raises MissingError if digits must be spelled without num2words.
     """
-    text = _clean(text)
+    first = first_wording(text)
+    if first is None:
+        return None
+    text = _clean(first)
     if policy.digits == "words" and any(map(str.isdecimal, text)):
         text = _collapsed(GLUED.sub(" ", spell_numbers(text)))
     if policy.case == "lower":

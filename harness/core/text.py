@@ -18,6 +18,7 @@ STRESS = "\u0301"
 MAX_DIGITS = 15
 """Longer numbers are codes, which nobody reads as a quantity: they are spelled digit by digit."""
 MAX_DECIMALS = 6
+DIGIT_OR_LATIN = re.compile(r"\d|[a-zß-öø-ɏ]")
 
 GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?: \d{3})+|(?:\.\d{3}){2,})(?![.,]?\d)")
 """1 000 and 1.000.000; a single "1.000" is a decimal."""
@@ -48,10 +49,7 @@ def _normalise_ru(text: str) -> str:
 
     Latin is kept. Numbers become what num2words says (nominative), whatever the case in the sentence.
     """
-    # NFC before the stress goes: in Latin "é" it is a part of the letter.
-    text = unicodedata.normalize("NFC", text).replace(STRESS, "")
-    # NFKC would spell "№" in Latin: "No".
-    text = unicodedata.normalize("NFKC", text.replace("№", " ")).lower()
+    text = lower_case(text)
     if any(map(str.isdecimal, text)):
         text = spell_numbers(text)
     # Never NFKD: without its mark, "мой" would be "мои".
@@ -63,7 +61,21 @@ def _normalise_strict(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-PROFILES: dict[str, Callable[[str], str]] = {"ru": _normalise_ru, "ru-strict": _normalise_strict}
+PROFILES: dict[str, Callable[[str], str]] = {
+    "ru": _normalise_ru,
+    "ru-strict": _normalise_strict,
+    "ru-no-digits": _normalise_ru,
+}
+PARTIAL = ("ru-no-digits",)
+"""Profiles that leave utterances out: fit to stand beside another one, not alone."""
+
+
+def is_counted(reference: str, *, profile: str) -> bool:
+    """Whether a profile compares utterances with this reference, as written.
+
+    `ru-no-digits` leaves out what may be written in several ways: references with digits or Latin letters.
+    """
+    return profile not in PARTIAL or not DIGIT_OR_LATIN.search(lower_case(reference))
 
 
 class _Letters(dict[int, int | str | None]):
@@ -89,6 +101,14 @@ _FORMS = {
     "ым": ("i", "m"), "м": ("p", "m"), "ю": ("a", "f"), "х": ("g", "p"), "ми": ("i", "p"), "ти": ("g", "p"),
 }  # fmt: skip
 """How the ending of "5-го" ends → case and gender (p: plural) of the ordinal; the first that fits."""
+
+
+def lower_case(text: str) -> str:
+    """Lower case, one spelling of each character, no stress marks; punctuation, digits and ё as they are."""
+    # NFC before the stress goes: in Latin "é" it is a part of the letter.
+    text = unicodedata.normalize("NFC", text).replace(STRESS, "")
+    # NFKC would spell "№" in Latin: "No".
+    return unicodedata.normalize("NFKC", text.replace("№", " ")).lower()
 
 
 def words_only(text: str) -> str:

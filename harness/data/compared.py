@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.core.alternatives import first_wording
 from harness.core.manifests import iterate_utterances
 from harness.core.text import normalise
 from harness.data import fingerprint
@@ -71,7 +72,7 @@ def iterate_rows(folder: Path, *, transcripts: bool) -> Iterator[Rows]:
             sources=columns["source"],
             audio=columns["audio"],
             texts=columns["text"],
-            normalised=[normalise(text) if transcripts else "" for text in columns["text"]],
+            normalised=[normalise(first_wording(text) or text) if transcripts else "" for text in columns["text"]],
             digests=columns["sha256"],
             durations_s=batch.column("duration_s").to_numpy(),
             speakers=[None if speaker is None else (source, speaker) for source, speaker in named],

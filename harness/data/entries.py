@@ -11,6 +11,7 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from harness.core.alternatives import first_wording
 from harness.core.text import normalise
 from harness.data.index import Row
 from harness.data.report import RefusedError
@@ -39,6 +40,11 @@ def parse_line(line: bytes, *, number: int, folder: str, root: Path | None) -> R
     row = _read_object(line)
     audio = resolve(_audio_of(row), folder=folder, root=root)
     text = " ".join(unicodedata.normalize("NFC", _string(row, *TEXT)).split())
+    if first_wording(text) is None:
+        raise RefusedError(
+            "wordings",
+            f"the transcript of {audio} has braces that do not match, or hold nothing: {text!r}; write {{a|b}}",
+        )
     if not normalise(text):
         raise RefusedError("empty transcript", f"the transcript of {audio} has no words: {text!r}; leave it out")
     if row.get("offset"):

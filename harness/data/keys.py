@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from harness.core.alternatives import first_wording
 from harness.core.text import normalise
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _transcripts(texts: list[str], *, recordings: Hashes, seed: int) -> tuple[Ha
     """Draws and keys."""
     import numpy as np
 
-    normalised = [normalise(text) for text in texts]
+    normalised = [normalise(first_wording(text) or text) for text in texts]
     words = _words(f"{seed}\n{text}" for text in normalised)
     draws, keys = words[:, 0], words[:, 1]
     empty = np.array([not text for text in normalised], bool)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.core.text import PROFILES, normalise
+from harness.core.text import PROFILES, is_counted, normalise
 from harness.errors import SuiteError
 
 RUSSIAN = [
@@ -82,3 +82,29 @@ def test_forms_of_unicode_do_not_matter(text: str) -> None:
 def test_unknown_profile() -> None:
     with pytest.raises(SuiteError, match="unknown normaliser 'en'; known: ru, ru-strict"):
         normalise("текст", profile="en")
+
+
+@pytest.mark.parametrize(
+    ("reference", "counted"),
+    [
+        ("Мой дом!", True),
+        ("кто-то № пять", True),
+        ("в 5 часов", False),
+        ("мой iPhone", False),
+        ("caf\u00e9", False),
+        ("м\u00b2", False),
+        ("\u0663 дня", False),
+        ("\uff21", False),
+        ("в {пять|5} часов", False),
+        ("", True),
+    ],
+)
+def test_references_without_digits_and_latin(reference: str, *, counted: bool) -> None:
+    assert is_counted(reference, profile="ru-no-digits") is counted
+    assert is_counted(reference, profile="ru")
+    assert is_counted(reference, profile="ru-strict")
+
+
+@given(st.text())
+def test_a_partial_profile_writes_as_the_whole_one(text: str) -> None:
+    assert normalise(text, profile="ru-no-digits") == normalise(text)

@@ -46,12 +46,20 @@ CLEANED = [
     ("{кашель} да (смех) *вздох* ( Музыка. ) нет ⁇", "да нет"),
     ("[[шум] громко] да", "да"),
     ("кор\u00adре\u200bспондент\ufeff", "корреспондент"),
+    # The first of the wordings that a reference allows.
+    ("В {две тысячи|2000} году", "В две тысячи году"),
+    ("{|Ну,} да {кашель}", "да"),
 ]
 
 
 @pytest.mark.parametrize(("text", "expected"), CLEANED)
 def test_always(text: str, expected: str) -> None:
     assert target_text(text, AS_IS) == expected
+
+
+@pytest.mark.parametrize("text", ["в {две тысячи|2000 году", "{да|{нет|ну}}", "да {|}"])
+def test_wordings_in_braces_that_do_not_match_teach_nothing(text: str) -> None:
+    assert target_text(text, AS_IS) is None
 
 
 @pytest.mark.parametrize(

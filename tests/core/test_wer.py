@@ -48,6 +48,38 @@ def test_pooled_rates_are_jiwers(pairs) -> None:
     assert characters.rate == pytest.approx(jiwer.cer(references, hypotheses))
 
 
+NUM_PAIRS = 10_000
+
+
+def distance(reference: list[str], hypothesis: list[str]) -> int:
+    """Edit distance by the textbook."""
+    row = list(range(len(hypothesis) + 1))
+    for place, word in enumerate(reference, start=1):
+        diagonal, row[0] = row[0], place
+        for at, other in enumerate(hypothesis, start=1):
+            diagonal, row[at] = row[at], min(diagonal + (word != other), row[at] + 1, row[at - 1] + 1)
+    return row[-1]
+
+
+def test_ten_thousand_pairs_to_the_last_count() -> None:
+    draw = random.Random(17)  # repeatable, not secret
+    vocabulary = ["мама", "мыла", "раму", "и", "да", "мой"]
+    references, hypotheses = (
+        [" ".join(draw.choices(vocabulary, k=draw.randint(low, 8))) for _ in range(NUM_PAIRS)] for low in (1, 0)
+    )
+    for unit, process in (("word", jiwer.process_words), ("char", jiwer.process_characters)):
+        counts = count_errors(references, hypotheses, unit=unit)
+        whole = process(references, hypotheses)
+        names = ("hits", "substitutions", "deletions", "insertions")
+        assert pool(counts) == ErrorCounts(**{name: getattr(whole, name) for name in names})
+        for reference, hypothesis, count in zip(references, hypotheses, counts, strict=True):
+            sides = (reference.split(), hypothesis.split()) if unit == "word" else (list(reference), list(hypothesis))
+            assert count.num_reference == len(sides[0])
+            assert count.hits + count.substitutions + count.insertions == len(sides[1])
+            if unit == "word":
+                assert count.errors == distance(*sides)
+
+
 @given(pairs=PAIRS, seed=st.integers(0, 99))
 def test_order_of_utterances_does_not_matter(pairs, seed: int) -> None:
     shuffled = random.Random(seed).sample(pairs, len(pairs))  # repeatable, not secret

@@ -55,6 +55,7 @@ BAD = [
     ({**GOOD, "text": 5}, "bad field", "'text' is 5; it must be a string"),
     ({**GOOD, "text": " "}, "empty transcript", "the transcript of clips/a.wav has no words: ''"),
     ({**GOOD, "text": "…!"}, "empty transcript", "has no words: '…!'"),
+    ({**GOOD, "text": "{две тысячи|2000"}, "wordings", "has braces that do not match, or hold nothing: '{две"),
     ({**GOOD, "duration": -1}, "bad field", "'duration' is -1; it must be a number of seconds over 0"),
     ({**GOOD, "duration": float("nan")}, "bad field", "'duration' is nan"),
     ({**GOOD, "duration": "5"}, "bad field", "'duration' is '5'"),

@@ -7,14 +7,18 @@ from typing import Any
 import datasets
 import evaluate
 
-from harness.core.text import normalise
+from harness.core.alternatives import normalised_pair
+from harness.core.text import is_counted
 from harness.core.wer import count_errors, pool
 
 DESCRIPTION = "Word and character error rate of a set, pooled over its utterances, both sides normalised."
 
 
 class RussianWer(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """`compute(predictions=…, references=…)` → `{"wer": …, "cer": …}`, fractions."""
+    """`compute(predictions=…, references=…, profile="ru")` → `{"wer": …, "cer": …}`, fractions.
+
+    profile: ru, ru-strict or ru-no-digits. References may allow wordings, as in `{две тысячи|2000}`.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         features = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
@@ -26,8 +30,12 @@ class RussianWer(evaluate.Metric):  # type: ignore[misc]  # evaluate has no type
         )
 
     def _compute(self, predictions: list[str], references: list[str], profile: str = "ru") -> dict[str, Any]:
-        said = [normalise(item, profile=profile) for item in references]
-        heard = [normalise(item, profile=profile) for item in predictions]
+        pairs = [
+            normalised_pair(reference, prediction, profile=profile, name=f"number {number}")
+            for number, (reference, prediction) in enumerate(zip(references, predictions, strict=True), start=1)
+            if is_counted(reference, profile=profile)
+        ]
+        said, heard = [first for first, _ in pairs], [second for _, second in pairs]
         return {
             "wer": pool(count_errors(said, heard)).rate,
             "cer": pool(count_errors(said, heard, unit="char")).rate,
