@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from harness.board.leaderboard import told_beside
+from harness.board.behaviour import BEHAVIOUR
+from harness.board.leaderboard import explained, told_beside
+from harness.board.profiles import rates_beside
+from harness.board.waterfall import cells
 from harness.engine.estimates import Estimate
 from harness.suite.model import ZERO_SHOT
 
@@ -24,12 +28,20 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from harness.board.leaderboard import Line
+    from harness.board.waterfall import Waterfall
     from harness.engine.estimates import Outlook
     from harness.engine.local import Outcome
     from harness.engine.plan import Plan, Step
     from harness.promote.gate import Condition
 
-STYLE = {"done": "green", "cached": "dim", "failed": "bold red", "skipped": "yellow", "stopped": "yellow"}
+STYLE = {
+    "done": "green",
+    "cached": "dim",
+    "pruned": "dim",
+    "failed": "bold red",
+    "skipped": "yellow",
+    "stopped": "yellow",
+}
 NOTE_EVERY_S = 30.0
 GAP = 2
 """Spaces between columns."""
@@ -85,7 +97,7 @@ class Watch:
             self._bars.update(self._all, completed=self.ended)
             if step.key in self._tasks:
                 self._bars.remove_task(self._tasks.pop(step.key))
-        if outcome.state == "cached":
+        if outcome.state in {"cached", "pruned"}:
             return
         took = f"  {outcome.wall_s:.1f} s" if outcome.wall_s else ""
         self._line(f"{outcome.state:<7} {step.name}{took}", style=STYLE[outcome.state])
@@ -105,9 +117,11 @@ def plan_table(planned: Plan, outlook: Outlook) -> Table:
     """Every step, cached or to do, with what it took or will take: `~` marks an estimate, empty is unknown."""
     title = f"{planned.suite.suite}: {len(planned.steps)} steps"
     estimates = [outlook.steps[step.key] for step in planned.steps]
-    amounts = [_amounts(item) for item in estimates]
+    amounts = [
+        _amounts(item) | {"VRAM": _vram(outlook, step.key)} for step, item in zip(planned.steps, estimates, strict=True)
+    ]
     names = [name for name in amounts[0] if any(row[name] for row in amounts)]
-    table = _table(title, "stage", "step", "state", right=names)
+    table = plain_table(title, "stage", "step", "state", right=names)
     previous = ""
     for step, estimate, row in zip(planned.steps, estimates, amounts, strict=True):
         state = Text("cached", style="dim") if estimate.is_measured else Text("to do", style="bold")
@@ -129,6 +143,17 @@ def _amounts(estimate: Estimate) -> dict[str, str]:
     return {name: text if estimate.is_measured or not text else f"~{text}" for name, text in shown.items()}
 
 
+def _vram(outlook: Outlook, key: str) -> str:
+    """What a training will take of the GPU, and of `batch_size: auto` with how many windows at once."""
+    if key not in outlook.memories:
+        return ""
+    memory = outlook.memories[key]
+    if memory is None:
+        return "unknown"
+    batch = f" at {memory.micro_batch}" if memory.micro_batch else ""
+    return f"{'≥' if memory.is_least else '~'}{memory.total_b / 2**30:.1f} GiB{batch}"
+
+
 def plan_totals(planned: Plan, outlook: Outlook, *, free_b: int) -> Iterator[Text]:
     """The lines below the table. free_b: room where the store lies."""
     cached = sum(item.is_measured for item in outlook.steps.values())
@@ -147,6 +172,17 @@ def plan_totals(planned: Plan, outlook: Outlook, *, free_b: int) -> Iterator[Tex
         unknown = [step.stage for step in planned.steps if outlook.steps[step.key] == Estimate()]
         without = ", ".join(dict.fromkeys(unknown))
         yield Text(f"time: ~{_about(wall_s)}" + (f", and what is not known yet: {without}" if without else ""))
+        hours = planned.suite.budget.hours
+        if hours is not None and wall_s > hours * 3600:
+            yield Text(f"budget.hours is {hours:g}: this takes longer", style="bold yellow")
+    if outlook.memories:
+        card = planned.suite.budget.vram_gib
+        auto = any(memory and memory.micro_batch for memory in outlook.memories.values())
+        yield Text(
+            "VRAM: predicted, not measured on a card"
+            + (f"; budget.vram_gib is {card:g}" if card else "")
+            + ("; `at N`: windows at once with batch_size: auto" if auto else "")
+        )
     for name, (path, count) in outlook.missing.items():
         more = f" and {count - 1:,} more files" if count > 1 else ""
         yield Text(f"missing: {path}{more} (dataset {name})", style="bold red")
@@ -155,7 +191,7 @@ def plan_totals(planned: Plan, outlook: Outlook, *, free_b: int) -> Iterator[Tex
 def summary(steps: Sequence[Step], outcomes: dict[str, Outcome]) -> Table:
     """Stage by stage, how many steps ended how."""
     states = [state for state in STYLE if any(end.state == state for end in outcomes.values())]
-    table = _table("What happened", "stage", right=(*states, "took"))
+    table = plain_table("What happened", "stage", right=(*states, "took"))
     for stage in dict.fromkeys(step.stage for step in steps):
         ends = [outcomes[step.key] for step in steps if step.stage == stage and step.key in outcomes]
         counts = [sum(end.state == state for end in ends) for state in states]
@@ -177,11 +213,11 @@ def leaderboard(lines: Sequence[Line], *, width: int) -> list[Table]:
         cells = [_cells(line) for line in group]
         names = [name for name in cells[0] if any(row[name] for row in cells)]
         hidden = []
-        for name in FIRST_TO_GO:
+        for name in (*rates_beside(group), *FIRST_TO_GO):
             if name in names and _width(names, cells) > width:
                 names.remove(name)
                 hidden.append(name)
-        table = _table(_title(group), *names[:2], right=names[2:])
+        table = plain_table(_title(group), *names[:2], right=names[2:])
         table.columns[1].overflow = "fold"
         table.caption = _caption(group, hidden=hidden)
         for line, row in zip(group, cells, strict=True):
@@ -190,7 +226,50 @@ def leaderboard(lines: Sequence[Line], *, width: int) -> list[Table]:
     return tables
 
 
-FIRST_TO_GO = ("load s", "RAM MiB", "p50 ms", "VRAM MiB", "p95 ms", "CER 95 %", "size MiB", "RTF", "WER 95 %")
+def waterfall_tables(found: Sequence[Waterfall], *, width: int) -> list[Table]:
+    """One table per held-out set: what each export of a variant changes. width: letters that fit."""
+    tables = []
+    for heldout in dict.fromkeys(item.heldout for item in found):
+        rows = [row for item in found if item.heldout == heldout for row in cells(item)]
+        names = list(rows[0])
+        for name in ("for instance", "size MiB", "95 %"):
+            if _width(names, rows) > width:
+                names.remove(name)
+        left = [name for name in names if name in {"variant", "export"}]
+        table = plain_table(f"{heldout}: what each export changes", *left, right=[n for n in names if n not in left])
+        for row in rows:
+            table.add_row(*(Text(row[name]) for name in names))
+        tables.append(table)
+    return tables
+
+
+def device_tables(lines: Sequence[Line]) -> list[Table]:
+    """What was measured where models shall run: a table for each machine and device, fastest first."""
+    units = {"rtf": ("RTF", 3), "latency_p50_ms": ("p50 ms", 0), "latency_p95_ms": ("p95 ms", 0)}
+    units |= {"load_s": ("load s", 1), "peak_ram_mib": ("RAM MiB", 0)}
+    tables = []
+    for place in dict.fromkeys(name.partition("/")[2] for line in lines[:1] for name in line if "/" in name):
+        rows = {line["row"]: line for line in lines if line.get(f"load_s/{place}") is not None}
+        table = plain_table(f"On {place}", "row", right=[title for title, _ in units.values()])
+        for row in sorted(rows.values(), key=lambda line: line[f"rtf/{place}"] or math.inf):
+            cells = [_number(row[f"{name}/{place}"], digits) for name, (_, digits) in units.items()]
+            table.add_row(Text(row["row"]), *cells)
+        tables.append(table)
+    return tables
+
+
+FIRST_TO_GO = (
+    *BEHAVIOUR,
+    "load s",
+    "RAM MiB",
+    "p50 ms",
+    "VRAM MiB",
+    "p95 ms",
+    "CER 95 %",
+    "size MiB",
+    "RTF",
+    "WER 95 %",
+)
 
 
 def _cells(line: Line) -> dict[str, str]:
@@ -208,6 +287,8 @@ def _cells(line: Line) -> dict[str, str]:
         "RAM MiB": _number(line["peak_ram_mib"], 0),
         "VRAM MiB": _number(line["peak_vram_mib"], 0),
         "size MiB": _number(line["size_mib"], 1),
+        **{name: _number(line.get(name), 2) for name in BEHAVIOUR},
+        **{name: _number(line.get(name), 3) for name in rates_beside([line])},
         "failed": str(line["num_failed"]) if line["num_failed"] else "",
     }
 
@@ -224,6 +305,7 @@ def _title(group: Sequence[Line]) -> str:
 
 def _caption(group: Sequence[Line], *, hidden: Sequence[str]) -> Text:
     parts = ["· the difference to the best can be chance"] if any(line["tied_with_best"] for line in group[1:]) else []
+    parts += explained(group)
     parts.append("measured on " + "; ".join(dict.fromkeys(str(line["device"]) for line in group if line["device"])))
     if hidden:
         parts.append(f"not shown here: {', '.join(hidden)} (--format csv has them)")
@@ -283,18 +365,19 @@ def _bytes(count: float | None) -> str:
     return f"{count:.0f} B"
 
 
-def gate_table(row: str, conditions: Sequence[Condition]) -> Table:
-    """Every condition with its value, its limit and the verdict."""
-    table = _table(f"Gate: {row}", "condition", "held-out", right=("value", "limit"))
+def gate_table(row: str, conditions: Sequence[Condition], *, told: Sequence[str] = ()) -> Table:
+    """Every condition with its value, its limit and the verdict. told: what stands below."""
+    table = plain_table(f"Gate: {row}", "condition", "held-out", right=("value", "limit"))
     table.add_column("verdict")
     for item in conditions:
         value = "not measured" if item.value is None else f"{item.value:.4g}"
         verdict = Text("met", style="green") if item.met else Text("not met", style="bold red")
-        table.add_row(item.what, item.heldout, value, item.limit, verdict)
+        table.add_row(Text(item.what), item.heldout, value, item.limit, verdict)
+    table.caption = Text("\n".join(told))
     return table
 
 
-def _table(title: str, *left: str, right: Sequence[str] = ()) -> Table:
+def plain_table(title: str, *left: str, right: Sequence[str] = ()) -> Table:
     """The look of all tables; nothing in a title or a heading is markup."""
     table = Table(
         title=Text(f"\n{title}", style="bold"),

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
+from harness.board.behaviour import BEHAVIOUR, behaviour, publish_probes
+from harness.board.comparison import COMPARED, SMALLEST_TEST, compare_set
+from harness.board.ledger import told_if_reread
+from harness.board.profiles import beside, flips, rates_beside
+from harness.board.verdict import to_tell_apart
 from harness.core.files import replace_copy, replace_text
-from harness.core.manifests import read_jsonl
-from harness.core.wer import count_errors
-from harness.score.significance import paired_difference
+from harness.score.significance import FEWEST_SPEAKERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from harness.core.artifact import Artifact
     from harness.engine.plan import Plan, Row
     from harness.engine.store import Store
 
 COLUMNS = (
     *("rank", "row", "family", "variant", "export", "runtime", "heldout", "split_role"),
-    *("wer", "wer_lo", "wer_hi", "cer", "cer_lo", "cer_hi", "num_utterances", "num_failed", "audio_s"),
+    *("wer", "wer_lo", "wer_hi", "cer", "cer_lo", "cer_hi", "interval_over", "num_utterances", "num_failed", "audio_s"),
     *("rtf", "latency_p50_ms", "latency_p95_ms", "load_s", "peak_vram_mib", "peak_ram_mib", "size_mib"),
-    *("tied_with_best", "leakage", "note", "device", "run_id"),
+    *BEHAVIOUR,
+    *COMPARED,
+    *("sealed_readings", "leakage", "note", "device", "run_id"),
 )
-ROLES = {"test": 0, "dev": 1}
+ROLES = {"test": 0, "dev": 1, "probe": 2}
 """The verdict is read on test, so it comes first."""
-SMALLEST_TEST = 2
-"""Utterances below which a bootstrap says nothing."""
-
 Line = dict[str, Any]
 
 
@@ -38,16 +40,18 @@ def lines(plan: Plan, store: Store, *, run_ids: dict[str, str]) -> list[Line]:
     run_ids: score step's key → MLflow run.
     """
     found = [(row, store.find(row.scored.folder, key=row.scored.key)) for row in plan.rows]
+    behaviours = behaviour(plan, store)
     board: list[Line] = []
     sets = {row.heldout: (ROLES[row.split_role], number) for number, row in enumerate(plan.rows)}
     for heldout in sorted(sets, key=lambda name: sets[name]):
         group = [(row, score) for row, score in found if score is not None and row.heldout == heldout]
         group.sort(key=lambda pair: (_or_last(pair[1].meta["wer"]), _or_last(pair[1].meta["cer"]), pair[0].row))
-        tied = _tied([score for _, score in group], plan)
-        for rank, ((row, score), tie) in enumerate(zip(group, tied, strict=True), start=1):
+        compared = compare_set(group, plan)
+        for rank, (row, score) in enumerate(group, start=1):
             run_id = run_ids.get(row.scored.key, "")
-            marks = {"leakage": _allowed_leakage(plan), "note": _note(row, store), "run_id": run_id}
-            board.append(_line(row, score.meta, rank=rank, tied=tie, marks=marks))
+            marks: Line = {"leakage": _allowed_leakage(plan), "note": _note(row, store), "run_id": run_id}
+            marks |= behaviours[row.row] | compared[row.row]
+            board.append(_line(row, score.meta, rank=rank, marks=marks))
     return board
 
 
@@ -67,7 +71,7 @@ def _note(row: Row, store: Store) -> str | None:
     return "; ".join(placed.meta.get("notes", [])) or None if placed else None
 
 
-def _line(row: Row, meta: Any, *, rank: int, tied: bool | None, marks: Line) -> Line:
+def _line(row: Row, meta: Any, *, rank: int, marks: Line) -> Line:
     own = {
         "rank": rank,
         "row": row.row,
@@ -77,39 +81,16 @@ def _line(row: Row, meta: Any, *, rank: int, tied: bool | None, marks: Line) -> 
         "runtime": row.runtime,
         "heldout": row.heldout,
         "split_role": row.split_role,
-        "tied_with_best": tied,
         **marks,
     }
-    return {name: own[name] if name in own else meta.get(name) for name in COLUMNS}
-
-
-def _tied(scores: list[Artifact], plan: Plan) -> list[bool | None]:
-    """Whether each row's difference in WER to the first one can be chance: its paired 95 % interval holds zero."""
-    if any(score.meta["wer"] is None or score.meta["num_utterances"] < SMALLEST_TEST for score in scores):
-        return [None] * len(scores)
-    counts = [_counts(score) for score in scores]
-    if not counts:
-        return []
-    best_errors, references = counts[0]
-    tied: list[bool | None] = []
-    for errors, _ in counts:
-        difference = paired_difference(
-            errors, best_errors, references, resamples=plan.suite.score.resamples, seed=plan.suite.seed
-        )
-        tied.append(difference.lo <= 0 <= difference.hi)
-    return tied
-
-
-def _counts(score: Artifact) -> tuple[list[int], list[int]]:
-    """Errors and reference words of each utterance."""
-    rows = list(read_jsonl(score.path / "hypotheses.jsonl"))
-    heard = [None if row["error"] else row["hypothesis_norm"] for row in rows]
-    counts = count_errors([row["reference_norm"] for row in rows], heard, unit="word")
-    return [count.errors for count in counts], [count.num_reference for count in counts]
+    return {name: own[name] if name in own else meta.get(name) for name in COLUMNS} | beside(meta)
 
 
 def publish(board: list[Line], plan: Plan, store: Store, *, folder: Path) -> None:
-    """Write `leaderboard.csv` and `hypotheses/<row>__<heldout>.jsonl` into `folder`, each by one rename."""
+    """Write `leaderboard.csv`, `hypotheses/<row>__<heldout>.jsonl` and `probes/<row>__<probe>.jsonl` into `folder`.
+
+    Each by one rename.
+    """
     hypotheses = folder / "hypotheses"
     current = set()
     for row in plan.rows:
@@ -121,6 +102,7 @@ def publish(board: list[Line], plan: Plan, store: Store, *, folder: Path) -> Non
     for path in hypotheses.glob("*.jsonl"):
         if path.name not in current:
             path.unlink()  # a row that the suite no longer has; the store still holds it
+    publish_probes(plan, store, folder=folder / "probes")
     replace_text(folder / "leaderboard.csv", render(board, form="csv"))
 
 
@@ -133,20 +115,56 @@ def render(board: list[Line], *, form: str) -> str:
         return json.dumps(board, ensure_ascii=False, indent=1) + "\n"
     import pandas as pd
 
-    frame = pd.DataFrame(board, columns=list(COLUMNS), dtype=object)
+    # Beside them stand the columns of machines where models were measured.
+    names = [*COLUMNS, *(name for line in board[:1] for name in line if name not in COLUMNS)]
+    frame = pd.DataFrame(board, columns=names, dtype=object)
     if form == "csv":
         return str(frame.to_csv(index=False, lineterminator="\n"))
-    shown = [[_cell(line[name]) for name in MARKDOWN] for line in board]
-    head = [" | ".join(MARKDOWN.values()), " | ".join("---" for _ in MARKDOWN)]
+    # A suite without probes has no columns for them.
+    titles = MARKDOWN | {name: name for name in BEHAVIOUR if any(line.get(name) is not None for line in board)}
+    titles |= {name: name.upper()[:3] + name[3:] for name in rates_beside(board)}
+    shown = [[_cell(line[name]) for name in titles] for line in board]
+    head = [" | ".join(titles.values()), " | ".join("---" for _ in titles)]
     table = "".join(f"| {text} |\n" for text in [*head, *(" | ".join(cells) for cells in shown)])
-    return table + "".join(f"\n**{told}**\n" for told in told_beside(board))
+    facts = [
+        f"{heldout}: {fact}"
+        for heldout in dict.fromkeys(line["heldout"] for line in board)
+        for fact in explained([line for line in board if line["heldout"] == heldout])
+    ]
+    return table + "".join(f"\n{fact}\n" for fact in facts) + "".join(f"\n**{told}**\n" for told in told_beside(board))
 
 
 def told_beside(board: Sequence[Line]) -> list[str]:
     """What must stand beside the figures of a board, or of a part of it."""
     reasons = dict.fromkeys(line["leakage"] for line in board if line["leakage"])
     notes = dict.fromkeys(line["note"] for line in board if line["note"])
-    return [*(f"Leakage allowed, the figures may be too good: {reason}" for reason in reasons), *notes]
+    leaks = [f"Leakage allowed, the figures may be too good: {reason}" for reason in reasons]
+    return [*leaks, *notes, *told_if_reread(board), *flips(board), *_not_numbers(board)]
+
+
+def _not_numbers(board: Sequence[Line]) -> list[str]:
+    return [
+        f"{line['row']} on {line['heldout']}: {name} is {value}; measure it again"
+        for line in board
+        for name, value in line.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+
+
+def explained(group: Sequence[Line]) -> list[str]:
+    """What the figures of one held-out set, best first, rest on, and how many utterances would say more."""
+    return [*intervals_told(group), *to_tell_apart(group)]
+
+
+def intervals_told(group: Sequence[Line]) -> list[str]:
+    """What the intervals of one held-out set are over; nothing where no rate was asked for."""
+    line = group[0]
+    if line["wer"] is None and line["cer"] is None:
+        return []
+    if line["num_utterances"] < SMALLEST_TEST:
+        return ["One utterance has no interval."]
+    why = f": fewer than {FEWEST_SPEAKERS} speakers are known" if line["interval_over"] == "utterances" else ""
+    return [f"95 % intervals by bootstrap over {line['interval_over']}{why}."] if line["interval_over"] else []
 
 
 MARKDOWN = {
@@ -183,7 +201,7 @@ def read_csv(path: Path) -> list[Line]:
 
     # Only an empty cell is empty: a variant may be called "NA", and a run's name may look like a number.
     named = ("row", "family", "variant", "export", "runtime", "heldout", "leakage", "note", "device", "run_id")
-    words = dict.fromkeys(named, str)
+    words = dict.fromkeys(named, str) | dict.fromkeys(("num_needed", "sealed_readings"), "Int64")
     frame = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""], float_precision="round_trip")
     return [
         {str(name): None if pd.isna(value) else value for name, value in record.items()}

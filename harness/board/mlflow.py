@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import __version__
+from harness.board.behaviour import BEHAVIOUR
 from harness.board.inputs import dataset_input
 from harness.core.files import replace_text
 from harness.core.manifests import read_jsonl
+from harness.engine.search import RESUMED, trained_name
 from harness.errors import MissingError
 from harness.train.curves import curve_metrics
 
@@ -28,10 +30,13 @@ if TYPE_CHECKING:
     from harness.board.leaderboard import Line
     from harness.core.artifact import Artifact
     from harness.engine.plan import Plan, Row, Step
+    from harness.engine.search import Stopped
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the pages on runs and charts; without it MLflow takes the experiment for one of prompts and traces."""
 PARENT_TAG = "mlflow.parentRunId"
+STOPPED_TAG = "stopped_at_step"
+"""Of a variant that a search has stopped."""
 METRICS_PER_CALL = 500
 """MLflow takes at most 1,000 metrics at once."""
 PATIENCE = {
@@ -82,7 +87,7 @@ class Projection:
 
     def training_environment(self, step: Step) -> dict[str, str]:
         """Where the process of a train step logs its curves; a resumed training goes on in its old run."""
-        run_id = self.runs.get(step.key) or self._variant(step)
+        run_id = self._run_of(step)
         self._open().update_run(run_id, status="RUNNING")
         self._training.add(step.key)
         return {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_RUN_ID": run_id}
@@ -92,19 +97,26 @@ class Projection:
         if step.key in self.runs:
             self._open().set_terminated(self.runs[step.key], "FINISHED" if succeeded else "FAILED")
 
-    def project(self, plan: Plan, board: list[Line], *, artifacts: dict[str, Artifact]) -> None:
+    def project(
+        self, plan: Plan, board: list[Line], *, artifacts: dict[str, Artifact], stopped: Sequence[Stopped] = ()
+    ) -> None:
         """Write every row, and every variant's curves, that MLflow does not have yet.
 
-        artifacts: key of a score or train step → its artifact.
+        artifacts: key of a score or train step → its artifact. stopped: variants without rows.
         """
-        for step in {row.trained.key: row.trained for row in plan.rows if row.trained}.values():
+        trained = {row.trained.key: row.trained for row in plan.rows if row.trained}
+        for step in (trained | {variant.trial.key: variant.trial for variant in stopped}).values():
             if step.key in artifacts and step.key not in self.runs:
-                self._curves(self._variant(step), artifacts[step.key])
+                self._curves(self._run_of(step), artifacts[step.key])
                 self.training_ended(step, succeeded=True)
+        for variant in stopped:
+            self._tag_stopped(variant)
         lines = {(line["row"], line["heldout"]): line for line in board}
         for row in plan.rows:
             if row.scored.key in artifacts and row.scored.key not in self.runs:
                 self._row(row, lines[row.row, row.heldout], artifacts[row.scored.key])
+            if row.scored.key in self.runs and (row.row, row.heldout) in lines:
+                self._behaviour(row, lines[row.row, row.heldout])
 
     def close(self, *, attach: list[Path], status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End the parent run, if one was begun, with the board's files attached, and trainings that were cut off."""
@@ -155,12 +167,29 @@ class Projection:
 
     def _variant(self, step: Step) -> str:
         client = self._open()
-        run_id = self._run(step.name.removeprefix("train "), parent=self.parent, tags={"stage": "train"})
+        run_id = self._run(trained_name(step), parent=self.parent, tags={"stage": "train"})
         for name, value in _flat(step.spec.identity()).items():
-            client.log_param(run_id, name, value)
+            if name != "until":  # where its first part ends
+                client.log_param(run_id, name, value)
         self._inputs(run_id, {"training": step.inputs["train"], "validation": step.inputs["dev"]})
         self._remember(step.key, run_id)
         return run_id
+
+    def _run_of(self, step: Step) -> str:
+        """The run of a training, begun if there is none: its parts up to the rungs of a search share one."""
+        parts = [step, *step.inputs.get(RESUMED, ())]
+        known = next((self.runs[part.key] for part in parts if part.key in self.runs), "")
+        if known and step.key not in self.runs:
+            self._remember(step.key, known)
+        return known or self._variant(step)
+
+    def _tag_stopped(self, variant: Stopped) -> None:
+        """Say at which step a search has stopped a variant."""
+        told = f"{variant.trial.key} stopped"
+        run_id = self.runs.get(variant.trial.key)
+        if run_id and told not in self.runs:
+            self._open().set_tag(run_id, STOPPED_TAG, str(variant.step))
+            self._remember(told, run_id)
 
     def _inputs(self, run_id: str, sets: Mapping[Context, Sequence[Step]]) -> None:
         """Name the sets that a run used; `mlflow.data` shows them on its page."""
@@ -183,13 +212,18 @@ class Projection:
 
         client = self._open()
         run_id = self._run(f"{row.row} {row.heldout}", parent=self.parent, tags={"stage": "score", "model": row.model})
-        numbers = {name: value for name, value in line.items() if isinstance(value, int | float | bool)}
+        numbers = {
+            name: value
+            for name, value in line.items()
+            if isinstance(value, int | float | bool) and name not in BEHAVIOUR
+        }
         words = {name: value for name, value in line.items() if isinstance(value, str) and name != "run_id"}
         decoding = _flat(artifact.meta.get("decoding") or {})
         now_ms = int(time.time() * 1000)
         client.log_batch(
             run_id,
-            metrics=[Metric(name, float(value), now_ms, 0) for name, value in numbers.items()],
+            # MLflow allows no "@" in a name.
+            metrics=[Metric(name.replace("@", "/"), float(value), now_ms, 0) for name, value in numbers.items()],
             params=[Param(f"decoding.{name}", str(value)) for name, value in decoding.items()],
             tags=[RunTag(name, value) for name, value in words.items()],
         )
@@ -200,11 +234,22 @@ class Projection:
         client.set_terminated(run_id)
         self._remember(row.scored.key, run_id)
 
+    def _behaviour(self, row: Row, line: Line) -> None:
+        """What probes found: a suite may add them to rows that MLflow already has."""
+        figures = {name: line[name] for name in BEHAVIOUR if line[name] is not None}
+        known = f"{row.scored.key} {json.dumps(figures, sort_keys=True)}"
+        if figures and known not in self.runs:
+            for name, value in figures.items():
+                self._open().log_metric(self.runs[row.scored.key], name, value)
+            self._remember(known, self.runs[row.scored.key])
+
     def _remember(self, key: str, run_id: str) -> None:
         from mlflow.exceptions import MlflowException
 
         self.runs[key] = run_id
         old = self._replaced.pop(key, "")
+        # The parts of a training share a run.
+        self._replaced = {other: run for other, run in self._replaced.items() if run != old}
         replace_text(self.record, json.dumps({"uri": self.uri, "runs": self._replaced | self.runs}, indent=1))
         if old:
             with suppress(MlflowException):  # somebody has deleted it already

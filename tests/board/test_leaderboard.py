@@ -23,6 +23,11 @@ CONTRACT = {
     "peak_ram_mib", "size_mib", "tied_with_best", "device", "run_id",
 }  # fmt: skip
 
+OVER_UTTERANCES = "95 % intervals by bootstrap over utterances: fewer than 5 speakers are known."
+TO_TELL_APART = (
+    "To tell base_lr1e-5_ggml-f16 and base_lr3e-5_ggml-f16 apart takes about 50 utterances like these (80 % power)."
+)
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Finished:
@@ -123,6 +128,7 @@ def test_published_hypotheses_give_the_same_rates(tmp_path: Path) -> None:
         said = [json.loads(line) for line in text.splitlines()]
         assert list(said[0]) == [
             "id", "reference", "hypothesis", "reference_norm", "hypothesis_norm", "duration_s", "wall_s", "error",
+            "speaker",
         ]  # fmt: skip
         assert (said[3]["hypothesis"], said[3]["error"]) == (None, "RuntimeError: out of memory")
         references, hypotheses = ([item[name] for item in said] for name in ("reference_norm", "hypothesis_norm"))
@@ -163,8 +169,12 @@ def test_json_and_markdown(done: Finished) -> None:
     assert json.loads(render(board(done), form="json"))[0]["peak_vram_mib"] is None
     head, rule, *body = render(board(done), form="md").splitlines()
     assert head.startswith("| # | row | held-out | WER |")
-    assert len(body) == 12
-    assert all(line.count("|") == head.count("|") == rule.count("|") for line in body)
+    table = body[: body.index("")]
+    assert len(table) == 12
+    assert all(line.count("|") == head.count("|") == rule.count("|") for line in table)
+    assert [line for line in body[12:] if line] == [
+        f"{heldout}: {fact}" for heldout in ("test", "dev") for fact in (OVER_UTTERANCES, TO_TELL_APART)
+    ]
     cells = dict(zip(head.split(" | "), body[0].split(" | "), strict=True))
     assert (cells["row"], cells["WER"], cells["VRAM MiB"], cells["RAM MiB"]) == (
         "base_lr1e-5_ggml-f16", f"{first['wer']:.3f}", "", "322",
@@ -195,7 +205,7 @@ def test_allowed_leakage_marks_every_row(leaking: Finished, done: Finished, tmp_
 
 def test_allowed_leakage_stands_under_every_table(leaking: Finished, done: Finished) -> None:
     told = f"Leakage allowed, the figures may be too good: {REASON}"
-    assert render(board(leaking), form="md").endswith(f" |\n\n**{told}**\n")
+    assert render(board(leaking), form="md").endswith(f"\n\n**{told}**\n")
     assert "Leakage" not in render(board(done), form="md")
     for finished_suite, marked in ((leaking, True), (done, False)):
         for table in leaderboard(board(finished_suite), width=200):
@@ -212,6 +222,6 @@ def test_what_a_base_model_lacks_is_told_of_its_rows(
     english = finished(tmp_path)
     assert {line["note"] for line in board(english)} == {note}
     assert {line["note"] for line in board(done)} == {None}
-    assert render(board(english), form="md").endswith(f" |\n\n**{note}**\n")
+    assert render(board(english), form="md").endswith(f"\n\n**{note}**\n")
     for table in leaderboard(board(english), width=200):
         assert str(table.caption).endswith(f"\n{note}")

@@ -102,6 +102,17 @@ def project(done: Finished, folder: Path, *, rebuild: bool = False) -> Projectio
     return projection
 
 
+def test_figures_by_another_profile_have_names_that_mlflow_allows(folder: Path, tmp_path: Path) -> None:
+    done = finished(tmp_path / "suite", suite=SUITE.replace("resamples: 200", "resamples: 200, also: [ru-strict]"))
+    project(done, folder)
+    board = {(line["row"], line["heldout"]): line for line in lines(done.plan, done.store, run_ids={})}
+    runs = tracked(folder).runs(stage="score")
+    assert len(runs) == len(board)
+    for run in runs:
+        line = board[run.data.tags["row"], run.data.tags["heldout"]]
+        assert run.data.metrics["wer/ru-strict"] == line["wer@ru-strict"]
+
+
 def test_a_board_in_mlflow(projected: Path) -> None:
     store = tracked(projected)
     assert store.experiment.artifact_location == (projected / "artifacts").resolve().as_uri()
