@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,22 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
-from harness.errors import GateRefusedError, HarnessError, MissingError, SuiteError
+from harness.cli_mac import mac
+from harness.cli_promote import RESULTS, Results, SuitePath, promotion
+from harness.console import err, out, tolerant
+from harness.errors import HarnessError, MissingError, SuiteError
+from harness.session import board_lines, log_devices, merge_devices, open_suite, write_suite_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from harness.board.slices import Sliced
+    from harness.board.waterfall import Waterfall
     from harness.core.artifact import Artifact
     from harness.engine.local import Outcome
     from harness.engine.plan import Plan, Step
     from harness.engine.store import Store
-    from harness.suite.schema import Suite
 
-MAX_MESSAGE = 200
-TOLD: set[str] = set()
-"""What MLflow had to complain about; each complaint is shown once."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, by the shell's convention."""
 
@@ -39,14 +40,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-WIDE = 200
-"""Letters in a line of a file or a pipe, where nothing wraps."""
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
-err = Console(stderr=True, soft_wrap=True)
-
-SuitePath = Annotated[Path, typer.Argument(metavar="SUITE", help="The suite's YAML file.")]
-Results = Annotated[Path, typer.Option("--results", envvar="HARNESS_RESULTS", help="Folder of results and the store.")]
-RESULTS = Path("results")
 
 
 class Form(StrEnum):
@@ -70,6 +63,10 @@ def main() -> None:
         if rest:
             err.print(rest, markup=False, highlight=False)
         sys.exit(error.exit_code)
+
+
+app.add_typer(promotion)
+app.add_typer(mac)
 
 
 @app.command()
@@ -105,22 +102,27 @@ def list_kinds() -> None:
     for what in FOLDERS:
         for name, module in kinds(what).items():
             first = (module.__doc__ or "").strip().splitlines()[0]
-            out.print(f"{what:<8} {name:<14} {first}", markup=False, highlight=False)
+            out.print(f"{what:<8} {name:<18} {first}", markup=False, highlight=False)
     out.print(f"{'metric':<8} {', '.join(get_args(Metric))}", markup=False, highlight=False)
 
 
 @app.command()
 def plan(suite: SuitePath, results: Results = RESULTS) -> None:
-    """Dry run: every step, cached or to do, and what it will take: clips, hours, disk, time."""
+    """Dry run: every step, cached or to do, and what it will take: clips, hours, disk, time, VRAM."""
     from harness.engine.estimates import outlook
+    from harness.engine.fit import check_fit
+    from harness.engine.search import prospects, stopped
     from harness.terminal import plan_table, plan_totals
 
-    planned, store = _plan(suite, results)
+    planned, store = open_suite(suite, results)
     expected = outlook(planned, store)
     out.print(plan_table(planned, expected))
     there = next(folder for folder in (store.root.resolve(), *store.root.resolve().parents) if folder.is_dir())
     for line in plan_totals(planned, expected, free_b=shutil.disk_usage(there).free):
         out.print(line, highlight=False)
+    for told in [*prospects(planned.suite), *stopped(planned, store)]:
+        out.print(str(told), markup=False, highlight=False)
+    check_fit(planned.steps, store, budget=planned.suite.budget)
 
 
 @app.command()
@@ -133,20 +135,23 @@ def run(
     """Prepare, train, export, transcribe, score, and publish the board. Goes on where it stopped."""
     from harness.board.cards import publish_cards
     from harness.board.mlflow import Projection
+    from harness.engine.fit import check_fit
     from harness.engine.local import run_steps
+    from harness.engine.search import stopped, surviving
     from harness.terminal import Watch, summary
 
-    planned, store = _plan(suite, results)
+    planned, store = open_suite(suite, results, whole=True)
     steps = _up_to(planned, only)
+    check_fit(steps, store, budget=planned.suite.budget)
     folder = results / planned.suite.suite
     tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json", find=_finder(store))
 
     def environment(step: Step) -> dict[str, str]:
-        return _tolerant(lambda: tracking.training_environment(step)) or {} if step.stage == "train" else {}
+        return tolerant(lambda: tracking.training_environment(step)) or {} if step.stage == "train" else {}
 
     def on_end(step: Step, outcome: Outcome) -> None:
         if step.stage == "train" and outcome.state in ("done", "failed"):
-            _tolerant(lambda: tracking.training_ended(step, succeeded=outcome.state == "done"))
+            tolerant(lambda: tracking.training_ended(step, succeeded=outcome.state == "done"))
 
     try:
         with Watch(out, total=len(steps), on_end=on_end) as watch:
@@ -154,21 +159,21 @@ def run(
                 steps, store=store, logs=folder / "logs", listener=watch, jobs=jobs, environment=environment
             )
     except KeyboardInterrupt:
-        _tolerant(lambda: tracking.close(attach=[], status="KILLED"))
+        tolerant(lambda: tracking.close(attach=[], status="KILLED"))
         err.print(f"\nStopped. Finished steps are kept; go on with: harness run {suite}", markup=False)
         sys.exit(INTERRUPTED)
     failed = [(step, outcomes[step.key]) for step in steps if outcomes[step.key].state == "failed"]
-    if any(outcome.state != "cached" for outcome in outcomes.values()):
+    planned = surviving(planned, store)
+    if any(outcome.state not in {"cached", "pruned"} for outcome in outcomes.values()):
         out.print(summary(steps, outcomes))
         _tell([step for step in steps if outcomes[step.key].state == "done"], store)
+        for variant in stopped(planned, store):
+            out.print(str(variant), markup=False, highlight=False)
     cards = publish_cards(planned, store, folder=folder)
     if cards and any(outcomes[step.key].state == "done" for step in steps if step.stage == "prepare"):
         out.print(f"dataset cards: {folder / 'cards'}", markup=False, highlight=False)
-    _publish(planned, store, folder, tracking, succeeded=not failed)
-    for step, outcome in failed:
-        err.print(f"failed: {step.name}: {outcome.error}\n  log: {outcome.log}", style="red", markup=False)
-    if failed:
-        sys.exit(max(outcome.exit_code for _, outcome in failed))
+    _publish(planned, store, folder, tracking, suite=suite, command="run", succeeded=not failed)
+    _end(failed)
 
 
 @app.command()
@@ -176,17 +181,26 @@ def board(
     suite: Annotated[Path | None, typer.Argument(metavar="SUITE", help="Without it: the newest board.")] = None,
     form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.table,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Write everything into MLflow anew.")] = False,
+    merge: Annotated[
+        list[Path] | None, typer.Option("--merge", metavar="FILE", help="Take in what `harness bench` measured.")
+    ] = None,
+    slices: Annotated[bool, typer.Option("--slices", help="Rather: parts of the sets, and errors by cause.")] = False,
     results: Results = RESULTS,
 ) -> None:
     """Print the leaderboard, best first."""
-    from harness.board.leaderboard import render
     from harness.board.mlflow import Projection
-    from harness.terminal import leaderboard
+    from harness.board.slices import sliced
+    from harness.board.waterfall import waterfalls
+    from harness.engine.search import stopped
 
+    falls: list[Waterfall] = []
+    ended: list[Text] = []
     if suite is None:
+        if merge or slices:
+            raise SuiteError("--merge and --slices need the suite: harness board SUITE --slices")
         lines = _newest_board(results, rebuild=rebuild)
     else:
-        planned, store = _plan(suite, results)
+        planned, store = open_suite(suite, results)
         folder = results / planned.suite.suite
         tracking = Projection(
             planned.suite.suite,
@@ -195,16 +209,67 @@ def board(
             find=_finder(store),
             rebuild=rebuild,
         )
-        lines = _lines(planned, store, tracking)
+        lines = board_lines(planned, store, folder=folder, tracking=tracking, suite=suite, command="board")
         if not lines:
             raise HarnessError(f"no row of {suite} is scored yet; run it first: harness run {suite}")
-        if rebuild:
-            lines = _publish(planned, store, folder, tracking, succeeded=True)
+        if merge:
+            merge_devices(planned, store, folder=folder, files=merge)
+        if rebuild or merge:
+            lines = _publish(planned, store, folder, tracking, suite=suite, command="board", succeeded=True)
+        if merge:
+            tolerant(lambda: log_devices(planned, store, lines, folder=folder, tracking=tracking))
+        falls = waterfalls(planned, store)
+        ended = [Text(str(variant)) for variant in stopped(planned, store)]
+        if slices:
+            _show_slices(sliced(lines, planned, store), form=form)
+            return
+    _show(lines, form=form, falls=falls, ended=ended)
+
+
+def _show(lines: list[dict[str, Any]], *, form: Form, falls: Sequence[Waterfall], ended: Sequence[Text]) -> None:
+    """The board; for people with what each export changes and, in a table, the variants that ended early."""
+    from harness.board.leaderboard import render
+    from harness.board.waterfall import render_waterfalls
+    from harness.terminal import device_tables, leaderboard, waterfall_tables
+
     if form is Form.table:
-        for table in leaderboard(lines, width=out.width):
+        boards = leaderboard(lines, width=out.width)
+        for table in [*boards, *device_tables(lines), *waterfall_tables(falls, width=out.width), *ended]:
             out.print(table)
     else:
         sys.stdout.write(render(lines, form=form.value))
+        if form is Form.md:
+            sys.stdout.write(render_waterfalls(falls))
+
+
+def _show_slices(found: Sequence[Sliced], *, form: Form) -> None:
+    from harness.board.slices import render_slices
+    from harness.slice_tables import slice_tables
+
+    if form is Form.table:
+        for table in slice_tables(found):
+            out.print(table)
+    else:
+        sys.stdout.write(render_slices(found, form=form.value))
+
+
+@app.command()
+def report(
+    suite: SuitePath,
+    audio: Annotated[bool, typer.Option("--audio", help="Put recordings into the file, to send it around.")] = False,
+    results: Results = RESULTS,
+) -> None:
+    """Write the report: verdict, leaderboard, charts, mistakes and every utterance, in one HTML file."""
+    from harness.board.mlflow import Projection
+
+    planned, store = open_suite(suite, results)
+    folder = results / planned.suite.suite
+    tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json")
+    lines = board_lines(planned, store, folder=folder, tracking=tracking, suite=suite, command="report")
+    if not lines:
+        raise HarnessError(f"no row of {suite} is scored yet; run it first: harness run {suite}")
+    path = write_suite_report(planned, store, lines, folder=folder, audio=audio)
+    out.print(f"report: {path}", markup=False, highlight=False)
 
 
 @app.command()
@@ -233,40 +298,12 @@ def ui(port: Annotated[int, typer.Option(help="Port on loopback.")] = 5000) -> N
         )
 
 
-@app.command()
-def promote(
-    suite: SuitePath,
-    model: Annotated[str | None, typer.Option("--model", metavar="ROW", help="Promote this row of the board.")] = None,
-    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Install into this folder.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge only; write nothing.")] = False,
-    results: Results = RESULTS,
-) -> None:
-    """Judge the best model by the gate, bundle it, install it."""
-    from harness.board.mlflow import Projection
-    from harness.promote import mimir
-    from harness.promote.bundle import write_bundle
-    from harness.promote.gate import candidate, judge
-    from harness.promote.provenance import content_of
-    from harness.terminal import gate_table
-
-    planned, store = _plan(suite, results)
-    folder = results / planned.suite.suite
-    if planned.suite.promote is None:
-        raise SuiteError(f"{suite} declares no promotion; add: promote: {{target: mimir}}")
-    target = to or (None if dry_run else mimir.default_folder())
-    lines = _lines(planned, store, Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json"))
-    chosen = candidate(planned, lines, exports=tuple(mimir.EXPORTS), row=model)
-    conditions = judge(planned.suite.gate, chosen=chosen, plan=planned, board=lines)
-    out.print(gate_table(chosen.row, conditions))
-    if not all(condition.met for condition in conditions):
-        raise GateRefusedError(f"the gate refuses {chosen.row}; the table says which condition it does not meet")
-    if dry_run or target is None:
-        return
-    bundle = write_bundle(content_of(chosen, planned, lines, store, suite=suite), folder=folder / "bundles")
-    installed = mimir.install(bundle, export_kind=chosen.export_kind, folder=target)
-    out.print(f"bundle:    {bundle} (and .zip)\ninstalled: {installed.path}", markup=False, highlight=False)
-    if installed.previous:
-        out.print(f"previous:  {installed.previous}", markup=False, highlight=False)
+def _end(failed: Sequence[tuple[Step, Outcome]]) -> None:
+    """Name the steps that failed, if any did, and exit with the gravest code."""
+    for step, outcome in failed:
+        err.print(f"failed: {step.name}: {outcome.error}\n  log: {outcome.log}", style="red", markup=False)
+    if failed:
+        sys.exit(max(outcome.exit_code for _, outcome in failed))
 
 
 def _tell(steps: Sequence[Step], store: Store) -> None:
@@ -287,19 +324,6 @@ def _newest_board(results: Path, *, rebuild: bool) -> list[dict[str, Any]]:
         raise HarnessError(f"no suite has a board in {results} yet; run one first: harness run suites/quickstart.yaml")
     err.print(boards[-1].as_posix(), style="dim", markup=False, highlight=False)
     return read_csv(boards[-1])
-
-
-def _plan(path: Path, results: Path) -> tuple[Plan, Store]:
-    from harness.engine.digests import Digests
-    from harness.engine.plan import plan as make_plan
-    from harness.engine.store import Store
-    from harness.suite.load import load
-
-    suite: Suite = load(path)
-    digests = Digests(results / "store" / "digests.json")
-    planned = make_plan(suite, digest=digests)
-    digests.save()
-    return planned, Store(results / "store")
 
 
 def _finder(store: Store) -> Callable[[Step], Artifact | None]:
@@ -323,42 +347,42 @@ def _up_to(planned: Plan, only: str | None) -> list[Step]:
     return [step for step in planned.steps if step.key in wanted]
 
 
-def _lines(planned: Plan, store: Store, tracking: Any) -> list[dict[str, Any]]:
-    from harness.board.leaderboard import lines
-
-    return lines(planned, store, run_ids=tracking.runs)
-
-
-def _publish(planned: Plan, store: Store, folder: Path, tracking: Any, *, succeeded: bool) -> list[dict[str, Any]]:
+def _publish(
+    planned: Plan, store: Store, folder: Path, tracking: Any, *, suite: Path, command: str, succeeded: bool
+) -> list[dict[str, Any]]:
     """Project what is new into MLflow, then write the board's files."""
     from harness.board.leaderboard import publish
+    from harness.board.slices import publish_slices, sliced
+    from harness.board.waterfall import publish_waterfalls, waterfalls
+    from harness.engine.search import stopped
 
+    ended = stopped(planned, store)
     keyed = [step for row in planned.rows for step in (row.scored, row.trained) if step]
+    keyed += [variant.trial for variant in ended]
     found = {step.key: store.find(step.folder, key=step.key) for step in keyed}
     artifacts = {key: artifact for key, artifact in found.items() if artifact}
-    board_lines = _lines(planned, store, tracking)
-    _tolerant(lambda: tracking.project(planned, board_lines, artifacts=artifacts))
-    board_lines = [{**line, "run_id": tracking.runs.get(_key(planned, line), "")} for line in board_lines]
-    publish(board_lines, planned, store, folder=folder)
+    lines = board_lines(planned, store, folder=folder, tracking=tracking, suite=suite, command=command)
+    tolerant(lambda: tracking.project(planned, lines, artifacts=artifacts, stopped=ended))
+    lines = [{**line, "run_id": tracking.runs.get(_key(planned, line), "")} for line in lines]
+    publish(lines, planned, store, folder=folder)
+    publish_waterfalls(waterfalls(planned, store), folder=folder)
+    publish_slices(sliced(lines, planned, store), folder=folder)
+    if lines:
+        _report(planned, store, lines, folder=folder)
     status: Literal["FINISHED", "FAILED"] = "FINISHED" if succeeded else "FAILED"
-    _tolerant(lambda: tracking.close(attach=[folder / "leaderboard.csv"], status=status))
-    return board_lines
+    tolerant(lambda: tracking.close(attach=[folder / "leaderboard.csv"], status=status))
+    return lines
+
+
+def _report(planned: Plan, store: Store, lines: list[dict[str, Any]], *, folder: Path) -> None:
+    """The results are there without it."""
+    try:
+        path = write_suite_report(planned, store, lines, folder=folder)
+    except HarnessError as error:
+        err.print(f"no report: {error}", style="yellow", markup=False)
+    else:
+        out.print(f"report: {path}", markup=False, highlight=False)
 
 
 def _key(planned: Plan, line: dict[str, Any]) -> str:
     return next(row.scored.key for row in planned.rows if (row.row, row.heldout) == (line["row"], line["heldout"]))
-
-
-def _tolerant(call: Any) -> Any:
-    """A tracking server that is away costs its pages, never the results: `harness board --rebuild` brings them back."""
-    try:
-        return call()
-    except MissingError:
-        raise
-    except Exception as error:  # noqa: BLE001  # MLflow raises whatever its backend raises
-        message = f"MLflow: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        if message not in TOLD:
-            TOLD.add(message)
-            err.print(f"{message[:MAX_MESSAGE]}", style="yellow", markup=False, highlight=False)
-            err.print("  the results are safe; later: harness board SUITE --rebuild", style="yellow", markup=False)
-        return None

@@ -22,7 +22,9 @@ LEVELS = (
     {"engine"},
     {"board"},
     {"promote"},
-    {"terminal"},
+    {"terminal", "slice_tables", "console", "session"},
+    {"cli_mac"},
+    {"cli_promote"},
     {"cli"},
     {"__main__"},
 )
@@ -31,7 +33,7 @@ HEAVY = {
     "torch", "transformers", "mlflow", "onnxruntime", "onnx", "onnxscript", "onnx_asr", "pandas", "numpy", "nemo",
     "datasets", "evaluate", "jiwer", "num2words", "safetensors", "soundfile", "soxr", "psutil", "pywhispercpp",
     "tensorboard", "accelerate", "pynvml", "ray", "gguf", "lightning", "lhotse", "omegaconf", "hydra", "sentencepiece",
-    "pyarrow", "scipy", "threadpoolctl", "jinja2",
+    "pyarrow", "scipy", "threadpoolctl", "jinja2", "optuna", "peft", "bitsandbytes", "plotly", "playwright",
 }  # fmt: skip
 PRINTING = {"cli.py", "terminal.py"}
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jiwer
 import numpy as np
@@ -20,7 +21,13 @@ import pytest
 import soundfile
 import soxr
 
+from harness.core.recordings import read_samples
+from harness.promote.parcel import opened
+from harness.promote.runtime import load
 from tests.conftest import AELITA
+
+if TYPE_CHECKING:
+    from harness.promote.manifest import Manifest
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_S = 240
@@ -269,3 +276,39 @@ def test_a_failing_step_names_its_log_and_the_others_go_on(suite: Path, tmp_path
     assert "done    base" in result.stdout
     assert "skipped train" in result.stdout
     assert "Traceback" not in result.stderr
+
+
+def hears(model: Path, *, manifest: Manifest, clip: Path) -> str:
+    return load(model, manifest=manifest).recogniser.transcribe(read_samples(clip))
+
+
+def test_promoted_zipped_installed_on_a_mac_and_rolled_back(finished: Path, suite: Path, tmp_path: Path) -> None:
+    """The last of the tests: it promotes."""
+    first_row, second_row = "tiny_zero-shot_ggml-f16", "tiny_lr1e-3-warmup2_ggml-f16"
+    forced = ("--force", "a random model hears nothing right")
+    mac, name = tmp_path / "Application Support" / "mimir" / "models", "whisper-russian-ggml.bin"
+
+    def succeed(*arguments: str, cwd: Path) -> str:
+        result = harness(*arguments, cwd=cwd)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    succeed("promote", str(suite), "--candidate", "--model", first_row, cwd=finished)
+    (made,) = (finished / "results" / "tiny" / "bundles").glob(f"{first_row}-*.zip")
+    shutil.copyfile(made, tmp_path / "parcel.zip")
+    told = succeed("install", "parcel.zip", "--to", str(mac), cwd=tmp_path)
+    with opened(tmp_path / "parcel.zip") as parcel:
+        manifest = parcel.manifest
+        (tmp_path / "smoke.wav").write_bytes(parcel.read("smoke.wav"))
+    assert f'heard:     "{manifest.smoke.text}"' in told
+    assert hears(mac / name, manifest=manifest, clip=tmp_path / "smoke.wav") == manifest.smoke.text
+    before = (mac / name).read_bytes()
+    told = succeed("promote", str(suite), "--to", str(mac), "--model", second_row, *forced, cwd=finished)
+    assert f"previous:  {made.stem}" in told
+    assert (mac / name).read_bytes() != before
+    succeed("rollback", "--to", str(mac), "--reason", "worse", cwd=tmp_path)
+    assert (mac / name).read_bytes() == before
+    assert "its files are as they were installed" in succeed("status", "--to", str(mac), cwd=tmp_path)
+    told = succeed("history", str(suite), cwd=finished)
+    actions = [line.split()[1] for line in told.splitlines() if line.startswith("20")]
+    assert actions == ["candidate", "promote", "rollback"]

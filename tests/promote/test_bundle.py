@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import wave
 import zipfile
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,8 +13,9 @@ import pytest
 from harness.board.leaderboard import lines
 from harness.errors import HarnessError
 from harness.promote.bundle import Content, write_bundle
+from harness.promote.gate import Condition
 from harness.promote.provenance import content_of
-from tests.boards import SUITE, Finished, finished
+from tests.boards import SUITE, Finished, finished, reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,14 +49,20 @@ def test_what_a_bundle_holds(done: Finished, tmp_path: Path) -> None:
         "config.json",
         "ggml-model.bin",
         "manifest.json",
+        "smoke.wav",
     ]
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert folder.name == f"{ROW}-{sha256(folder / 'manifest.json')[:8]}"
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert manifest["files"] == {
         name: {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size}
-        for name in ("config.json", "ggml-model.bin")
+        for name in ("README.txt", "config.json", "ggml-model.bin", "smoke.wav")
     }
+    assert manifest["model"] == ["config.json", "ggml-model.bin"]
+    assert manifest["export_kind"] == "whisper_ggml"
+    assert manifest["serving"]["kind"] == "whispercpp"
+    assert manifest["serving"]["language"] == "ru"
+    assert (manifest["forced"], manifest["fault"], manifest["onnx_asr"]) == (None, None, None)
     assert [(line["heldout"], line["row"], "run_id" in line) for line in manifest["leaderboard"]] == [
         ("test", ROW, False),
         ("dev", ROW, False),
@@ -65,6 +73,52 @@ def test_what_a_bundle_holds(done: Finished, tmp_path: Path) -> None:
     assert manifest["licences"] == {"base model openai/whisper-base": "mit", "recordings aelita": "by permission"}
     assert manifest["runtime"] == "runtime 1.0"
     assert manifest["decoding"] == {"strategy": "greedy", "language": "ru", "threads": 2}
+
+
+def test_the_smoke_clip_is_one_that_the_model_heard_right(done: Finished, tmp_path: Path) -> None:
+    folder = write_bundle(content(done), folder=tmp_path)
+    smoke = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["smoke"]
+    # It misheard the first two; all are equally long, so the first id in order counts.
+    assert smoke == {"audio": "smoke.wav", "text": reference(10), "reference": reference(10)}
+    with wave.open(str(folder / "smoke.wav")) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (16_000, 1, 32_000)
+
+
+def test_a_model_that_heard_nothing_has_no_smoke_clip(tmp_path: Path) -> None:
+    done = finished(tmp_path, heard=lambda *_: None)
+    with pytest.raises(HarnessError, match="failed on every recording of dev; there is no clip to try it out with"):
+        content(done)
+
+
+def test_of_wrong_texts_the_nearest_is_the_smoke_clip(tmp_path: Path) -> None:
+    def hear(_row: str, _heldout: str, number: int, text: str) -> str:
+        return text.replace("окном", "окнам") if number == 7 else "совсем другое"
+
+    assert content(finished(tmp_path, heard=hear)).smoke.text == reference(7).replace("окном", "окнам")
+
+
+def test_non_commercial_is_said(tmp_path: Path) -> None:
+    done = finished(tmp_path, suite=SUITE.replace("by permission", "CC BY-NC 4.0 (OpenSTT)"))
+    folder = write_bundle(content(done), folder=tmp_path / "out")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["non_commercial"] == ["recordings aelita"]
+    assert "NOT FOR COMMERCIAL USE, because of: recordings aelita" in (folder / "README.txt").read_text("utf-8")
+
+
+def test_what_was_judged_and_forced_is_in_it(done: Finished, tmp_path: Path) -> None:
+    condition = Condition("rtf", "test", 2.0, "≤ 1", met=False)
+    chosen = next(row for row in done.plan.rows if row.row == ROW)
+    board = lines(done.plan, done.store, run_ids={})
+    forced = content_of(
+        chosen, done.plan, board, done.store, suite=done.path, conditions=[condition], forced="a demo tomorrow"
+    )
+    folder = write_bundle(forced, folder=tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["gate"] == [{"what": "rtf", "heldout": "test", "value": 2.0, "limit": "≤ 1", "met": False}]
+    assert manifest["forced"] == "a demo tomorrow"
+    assert "FORCED: the gate refused this model. Reason given: a demo tomorrow" in (folder / "README.txt").read_text(
+        "utf-8"
+    )
 
 
 def test_readme_is_for_people(done: Finished, tmp_path: Path) -> None:

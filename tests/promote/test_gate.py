@@ -139,6 +139,14 @@ def test_limits(planned: Plan, name: str) -> None:
         assert len(conditions) == 3, "limits that the suite does not name are not judged"
 
 
+def test_readings_of_sealed_sets_may_be_limited(planned: Plan) -> None:
+    for count, met in ((1, True), (2, True), (3, False), (None, False)):
+        figures = {"wer": 0.1, "sealed_readings": count}
+        conditions = judged(planned, "base_lr1e-5_ggml-f16", figures, {}, max_sealed_readings=2)
+        assert conditions[-1] == Condition("readings of the sealed set", "test", count, "≤ 2", met)
+    assert len(judged(planned, "base_lr1e-5_ggml-f16", {"wer": 0.1, "sealed_readings": 9}, {})) == 2
+
+
 def test_failed_utterances_are_never_promoted(planned: Plan) -> None:
     conditions = judged(planned, "base_lr1e-5_ggml-f16", {"num_failed": 1, "wer": 0.1}, {})
     assert [item.met for item in conditions] == [True, False]

@@ -8,7 +8,8 @@ import pytest
 
 from harness.engine.plan import Plan, plan
 from harness.errors import SuiteError
-from harness.promote import gate, mimir
+from harness.promote import gate
+from harness.promote.targets import TARGETS
 from harness.suite.load import load
 from tests.boards import SUITE
 
@@ -61,7 +62,7 @@ def test_the_quantization_counts_and_a_folder_is_relative_to_the_suite(tmp_path)
 def test_it_is_never_promoted_and_the_gate_asks_nothing_of_it(tmp_path):
     found = planned(tmp_path, GIGAAM, changes=(("{better_than: zero-shot", "{better_than: lr1e-5"),))
     with pytest.raises(SuiteError, match="row 'gigaam_zero-shot_onnx-int8' does not exist or does not fit the target"):
-        gate.candidate(found, [], exports=tuple(mimir.EXPORTS), row="gigaam_zero-shot_onnx-int8")
+        gate.candidate(found, [], exports=tuple(TARGETS["mimir"].slots), row="gigaam_zero-shot_onnx-int8")
 
 
 @pytest.mark.parametrize(

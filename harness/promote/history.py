@@ -1,0 +1,41 @@
+"""What was promoted, installed and rolled back, when and why: a line each, never changed again."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from harness.core.files import append_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Entry = dict[str, Any]
+"""`when`, `action` (promote, candidate, install, rollback), `row`, `bundle`, `reason` and more."""
+PROMOTIONS_FILE = "promotions.jsonl"
+
+
+def now() -> str:
+    """To the millisecond: what happened is told in its order."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def append(path: Path, entry: Entry) -> None:
+    """Add a line; on the disk before it returns."""
+    append_line(path, json.dumps(entry, ensure_ascii=False))
+
+
+def read(path: Path) -> list[Entry]:
+    """All whole lines, oldest first."""
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # half a line that a kill left
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries

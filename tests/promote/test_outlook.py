@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.board.leaderboard import lines
+from harness.promote.outlook import outlook
+from tests.boards import SUITE, Finished, finished
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.engine.plan import Step
+
+
+def told(done: Finished) -> object:
+    board = lines(done.plan, done.store, run_ids={})
+    return outlook(done.plan, board, done.store, folder=done.path.parent / "results" / "small")
+
+
+CHOSEN = "base_lr1e-5_ggml-f16 has the lowest WER on dev of the fine-tuned rows for Mimir: 0.8 % on dev."
+
+
+def test_what_would_be_promoted(tmp_path: Path) -> None:
+    assert told(finished(tmp_path)) == {
+        "row": "base_lr1e-5_ggml-f16",
+        "sentences": [CHOSEN, "It meets all 4 conditions of the gate, and would be promoted."],
+    }
+
+
+def test_what_the_gate_refuses(tmp_path: Path) -> None:
+    strict = SUITE.replace("by_wer: 0.02", "by_wer: 0.5").replace("rtf:", "peak_vram_mib: {max: 9}, rtf:")
+    refusal = (
+        "The gate refuses it: WER gain over zero-shot on test is 0.04219, but must be ≥ 0.5; "
+        "peak_vram_mib on test is not measured, but must be ≤ 9."
+    )
+    assert told(finished(tmp_path, suite=strict)) == {"row": None, "sentences": [CHOSEN, refusal]}
+
+
+def test_before_anything_is_scored_on_dev(tmp_path: Path) -> None:
+    def is_dev(step: Step) -> bool:
+        return step.stage == "score" and step.name.endswith(" dev")
+
+    found = told(finished(tmp_path, but=is_dev))
+    reason = "no fine-tuned row has a WER on dev yet; run the suite first: harness run SUITE"
+    assert found == {"row": None, "sentences": [f"Nothing would be promoted: {reason}."]}
+
+
+def test_a_suite_that_promotes_nothing(tmp_path: Path) -> None:
+    assert told(finished(tmp_path, suite=SUITE.replace("promote: {target: mimir}\n", ""))) is None
