@@ -130,6 +130,7 @@ def heard_s(pieces: list[Piece], trained: Trained, *, packing: Packing | None, b
     return sum(pieces[index].duration_s for window in rows for index in window.clips)
 
 
+@pytest.mark.timeout(1800)
 def test_packed_training_hears_five_times_as_much_in_the_same_time(
     benchmark: Any, pieces: tuple[list[Piece], list[Piece]], base: Artifact, tmp_path: Path
 ) -> None:
