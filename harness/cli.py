@@ -218,11 +218,12 @@ def board(
             lines = _publish(planned, store, folder, tracking, suite=suite, command="board", succeeded=True)
         if merge:
             tolerant(lambda: log_devices(planned, store, lines, folder=folder, tracking=tracking))
-        falls = waterfalls(planned, store)
-        ended = [Text(str(variant)) for variant in stopped(planned, store)]
         if slices:
             _show_slices(sliced(lines, planned, store), form=form)
             return
+        # Forms for machines hold the board alone.
+        falls = waterfalls(planned, store) if form in {Form.table, Form.md} else []
+        ended = [Text(str(variant)) for variant in stopped(planned, store)]
     _show(lines, form=form, falls=falls, ended=ended)
 
 
@@ -261,6 +262,7 @@ def report(
 ) -> None:
     """Write the report: verdict, leaderboard, charts, mistakes and every utterance, in one HTML file."""
     from harness.board.mlflow import Projection
+    from harness.board.waterfall import waterfalls
 
     planned, store = open_suite(suite, results)
     folder = results / planned.suite.suite
@@ -268,7 +270,7 @@ def report(
     lines = board_lines(planned, store, folder=folder, tracking=tracking, suite=suite, command="report")
     if not lines:
         raise HarnessError(f"no row of {suite} is scored yet; run it first: harness run {suite}")
-    path = write_suite_report(planned, store, lines, folder=folder, audio=audio)
+    path = write_suite_report(planned, store, lines, falls=waterfalls(planned, store), folder=folder, audio=audio)
     out.print(f"report: {path}", markup=False, highlight=False)
 
 
@@ -365,19 +367,22 @@ def _publish(
     tolerant(lambda: tracking.project(planned, lines, artifacts=artifacts, stopped=ended))
     lines = [{**line, "run_id": tracking.runs.get(_key(planned, line), "")} for line in lines]
     publish(lines, planned, store, folder=folder)
-    publish_waterfalls(waterfalls(planned, store), folder=folder)
+    falls = waterfalls(planned, store)
+    publish_waterfalls(falls, folder=folder)
     publish_slices(sliced(lines, planned, store), folder=folder)
     if lines:
-        _report(planned, store, lines, folder=folder)
+        _report(planned, store, lines, falls=falls, folder=folder)
     status: Literal["FINISHED", "FAILED"] = "FINISHED" if succeeded else "FAILED"
     tolerant(lambda: tracking.close(attach=[folder / "leaderboard.csv"], status=status))
     return lines
 
 
-def _report(planned: Plan, store: Store, lines: list[dict[str, Any]], *, folder: Path) -> None:
+def _report(
+    planned: Plan, store: Store, lines: list[dict[str, Any]], *, falls: Sequence[Waterfall], folder: Path
+) -> None:
     """The results are there without it."""
     try:
-        path = write_suite_report(planned, store, lines, folder=folder)
+        path = write_suite_report(planned, store, lines, falls=falls, folder=folder)
     except HarnessError as error:
         err.print(f"no report: {error}", style="yellow", markup=False)
     else:

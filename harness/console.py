@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.errors import MissingError
+from harness.errors import MissingError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,9 +42,6 @@ def tolerant(call: Callable[[], Any]) -> Any:
     except MissingError:
         raise
     except Exception as error:  # noqa: BLE001  # MLflow raises whatever its backend raises
-        message = f"MLflow: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        if message not in TOLD:
-            TOLD.add(message)
-            err.print(f"{message[:MAX_MESSAGE]}", style="yellow", markup=False, highlight=False)
-            err.print("  the results are safe; later: harness board SUITE --rebuild", style="yellow", markup=False)
+        message = f"MLflow: {first_line(error)}"[:MAX_MESSAGE]
+        tell(f"{message}\n  the results are safe; later: harness board SUITE --rebuild")
         return None

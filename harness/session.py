@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from harness.board.waterfall import Waterfall
     from harness.engine.plan import Plan
     from harness.engine.store import Store
 
@@ -78,13 +79,20 @@ def log_devices(plan: Plan, store: Store, board: Sequence[dict[str, Any]], *, fo
 
 
 def write_suite_report(
-    plan: Plan, store: Store, board: list[dict[str, Any]], *, folder: Path, audio: bool = False
+    plan: Plan,
+    store: Store,
+    board: list[dict[str, Any]],
+    *,
+    falls: Sequence[Waterfall],
+    folder: Path,
+    audio: bool = False,
 ) -> Path:
-    """`report.html` of a board that is not empty. folder: `results/<suite>`. audio: with recordings in it."""
+    """`report.html` of a board that is not empty, and of what its exports change.
+
+    folder: `results/<suite>`. audio: with recordings in it.
+    """
     from harness.board.report import write_report
-    from harness.board.waterfall import waterfalls
     from harness.promote.outlook import outlook
 
     promotion = outlook(plan, board, store, folder=folder)
-    falls = waterfalls(plan, store)
     return write_report(plan, store, board=board, folder=folder, falls=falls, promotion=promotion, audio=audio)

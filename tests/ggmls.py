@@ -13,9 +13,9 @@ import numpy as np
 
 from harness.board.devices import model_digest
 from harness.core.artifact import Artifact
+from harness.core.files import file_sha256 as sha256
 from harness.export.mel import filter_bank
 from harness.promote.bundle import Clip, Content, encode_wav, write_bundle
-from harness.promote.payload import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,12 +29,12 @@ def behaviour(plan: Plan, store: Store) -> Mapping[str, Figures]:
     rows: dict[str, list[Row]] = {}
     for row in plan.rows:
         rows.setdefault(row.row, []).append(row)
-    bases = {_family(own[0]): name for name, own in rows.items() if own[0].variant == ZERO_SHOT}
+    bases = {own[0].setting: name for name, own in rows.items() if own[0].variant == ZERO_SHOT}
     measured = {name: _measured(own[0], store) for name, own in rows.items()}
     wer = {name: _wer_on_probe_sets(own, store) for name, own in rows.items()}
     found = {}
     for name, own in rows.items():
-        base = bases.get(_family(own[0]))
+        base = bases.get(own[0].setting)
         compared = _ratios(measured[name], measured[base]) if base else {}
         lost = _lost(wer[name], wer[base]) if base else None
         found[name] = dict.fromkeys(BEHAVIOUR) | measured[name] | compared | {FORGETTING: lost}
@@ -60,11 +60,6 @@ def _artifacts(rows: Iterable[Row], store: Store) -> Iterator[tuple[str, Artifac
             if artifact is not None:
                 spec = cast("ProbeSpec", step.spec)
                 yield f"{row.row}__{spec.kind}.jsonl", artifact, spec
-
-
-def _family(row: Row) -> tuple[str, str, str]:
-    """What a row shares with its untrained model's."""
-    return row.model, row.export, row.runtime
 
 
 def _measured(row: Row, store: Store) -> Figures:

@@ -106,21 +106,17 @@ def _against_best(drawn: Bootstrap, rows: Sequence[Row]) -> dict[str, Line]:
 
 
 def _against_baselines(drawn: Bootstrap, rows: Sequence[Row]) -> dict[str, Line]:
-    places = {_setting(row): number for number, row in enumerate(rows) if row.variant == ZERO_SHOT}
+    places = {row.setting: number for number, row in enumerate(rows) if row.variant == ZERO_SHOT}
     against = {
-        number: places[_setting(row)]
+        number: places[row.setting]
         for number, row in enumerate(rows)
-        if row.variant != ZERO_SHOT and _setting(row) in places
+        if row.variant != ZERO_SHOT and row.setting in places
     }
     compared = zip(against, *drawn.compare(list(against.items())), strict=True)
     return {
         rows[number].row: {**_named("delta_baseline", difference), "p_baseline": p_value}
         for number, difference, p_value, _ in compared
     }
-
-
-def _setting(row: Row) -> tuple[str, str, str]:
-    return row.model, row.export, row.runtime
 
 
 def _named(name: str, difference: Any) -> Line:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.board.behaviour import BEHAVIOUR, behaviour, publish_probes
 from harness.board.comparison import COMPARED, SMALLEST_TEST, compare_set
 from harness.board.ledger import told_if_reread
+from harness.board.markdown import markdown_table
 from harness.board.profiles import beside, flips, rates_beside
 from harness.board.verdict import to_tell_apart
 from harness.core.files import replace_copy, replace_text
@@ -124,8 +125,7 @@ def render(board: list[Line], *, form: str) -> str:
     titles = MARKDOWN | {name: name for name in BEHAVIOUR if any(line.get(name) is not None for line in board)}
     titles |= {name: name.upper()[:3] + name[3:] for name in rates_beside(board)}
     shown = [[_cell(line[name]) for name in titles] for line in board]
-    head = [" | ".join(titles.values()), " | ".join("---" for _ in titles)]
-    table = "".join(f"| {text} |\n" for text in [*head, *(" | ".join(cells) for cells in shown)])
+    table = markdown_table(list(titles.values()), shown)
     facts = [
         f"{heldout}: {fact}"
         for heldout in dict.fromkeys(line["heldout"] for line in board)

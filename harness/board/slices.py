@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.board.markdown import markdown_table
 from harness.core.files import replace_text
 from harness.score.error_classes import CLASSES
 from harness.score.scores import SLICES_FILE
@@ -69,9 +70,8 @@ def render_slices(found: Sequence[Sliced], *, form: str) -> str:
     for item in found:
         if item.slices:
             shown = [cells(own) for own in item.slices]
-            table = [list(shown[0]), ["---"] * len(shown[0]), *(row.values() for row in shown)]
-            body = "".join("| " + " | ".join(map(_escaped, row)) + " |\n" for row in table)
-            text += f"\n**{item.row} on {item.heldout}, worst first**\n\n{body}"
+            table = markdown_table(list(shown[0]), (row.values() for row in shown))
+            text += f"\n**{item.row} on {item.heldout}, worst first**\n\n{table}"
     return text
 
 
@@ -117,8 +117,3 @@ def _csv(lines: Sequence[dict[str, Any]], *, columns: Sequence[str]) -> str:
     import pandas as pd
 
     return str(pd.DataFrame(lines, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n"))
-
-
-def _escaped(cell: str) -> str:
-    """Values of tags may hold anything."""
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

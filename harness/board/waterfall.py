@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.board.comparison import SMALLEST_TEST, word_counts
+from harness.board.markdown import markdown_table
 from harness.core.files import beside
 from harness.core.manifests import read_jsonl, write_jsonl
 from harness.score.significance import Bootstrap
@@ -166,12 +167,6 @@ def render_waterfalls(found: Sequence[Waterfall]) -> str:
     text = ""
     for heldout in dict.fromkeys(item.heldout for item in found):
         rows = [row for item in found if item.heldout == heldout for row in cells(item)]
-        head = [list(rows[0]), ["---"] * len(rows[0])]
-        lines = [" | ".join(_escaped(cell) for cell in line) for line in [*head, *(row.values() for row in rows)]]
-        text += f"\n**What each export changes: {heldout}**\n\n" + "".join(f"| {line} |\n" for line in lines)
+        table = markdown_table(list(rows[0]), (row.values() for row in rows))
+        text += f"\n**What each export changes: {heldout}**\n\n{table}"
     return text
-
-
-def _escaped(cell: str) -> str:
-    """Ids of utterances may hold anything."""
-    return cell.replace("\\", "\\\\").replace("|", "\\|")

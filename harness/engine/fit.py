@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.engine.search import RESUMED
+from harness.engine.search import RESUMED, trained_name
 from harness.errors import SuiteError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def check_fit(steps: Iterable[Step], store: Store, *, budget: Budget) -> None:
     found = memories(by_key.values(), store, budget=budget)
     # The parts of one training take the same.
     faults = [
-        f"  {_name(by_key[key])}: {_gib(memory)}; {_remedy(by_key[key], store, budget=budget)}"
+        f"  {trained_name(by_key[key])}: {_gib(memory)}; {_remedy(by_key[key], store, budget=budget)}"
         for key, memory in found.items()
         if memory is not None and memory.total_b > budget.vram_gib * GIB and not by_key[key].inputs.get(RESUMED)
     ]
@@ -75,11 +75,6 @@ def _remedy(step: Step, store: Store, *, budget: Budget) -> str:
 
 def _nothing(_training: Spec) -> Iterator[dict[str, Any]]:
     yield from ()
-
-
-def _name(step: Step) -> str:
-    name = step.name.removeprefix("train ")
-    return name.rpartition(" to ")[0] if hasattr(step.spec, "until") else name
 
 
 def _yaml(value: Any) -> str:

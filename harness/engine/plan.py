@@ -90,6 +90,11 @@ class Row:
     """The base weights, or the published model."""
     probed: tuple[Step, ...] = ()
 
+    @property
+    def setting(self) -> tuple[str, str, str]:
+        """What a row shares with that of the untrained model, and of every other variant, that it is held against."""
+        return self.model, self.export, self.runtime
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

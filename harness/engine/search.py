@@ -131,11 +131,6 @@ def _stopped_at(verdict: Artifact, steps: Mapping[str, Step]) -> Iterator[Stoppe
             yield Stopped(trained_name(trial), trial, *numbers)
 
 
-def first_segment(step: Step) -> Step:
-    """Where the training that a step continues began; the step itself if it continues none."""
-    return step.inputs[RESUMED][-1] if RESUMED in step.inputs else step
-
-
 def trained_name(step: Step) -> str:
     """`whisper-base lr3e-5` of a training step or a segment of one."""
     until = getattr(step.spec, "until", None)

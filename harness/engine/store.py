@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from harness.core.artifact import ADOPTED_FOLDER, Artifact, Work
+from harness.core.files import file_sha256
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Store:
             for item in ([top] if top.is_file() else top.rglob("*"))
             if item.is_file()
         )
-        files = {name: {"sha256": _sha256(out / name), "size": (out / name).stat().st_size} for name in names}
+        files = {name: {"sha256": file_sha256(out / name), "size": (out / name).stat().st_size} for name in names}
         about = {**about, "adopted": {name: _weigh(out / name) for name in adopted}}
         record = {"schema": SCHEMA, "key": key, "stage": stage, "files": files, "meta": meta, **about}
         text = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
@@ -121,11 +121,6 @@ def _adopted(scratch: Path) -> list[str]:
 def _weigh(folder: Path) -> dict[str, int]:
     sizes = [item.stat().st_size for item in folder.rglob("*") if item.is_file()]
     return {"num_files": len(sizes), "size": sum(sizes)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rename(source: Path, target: Path) -> None:

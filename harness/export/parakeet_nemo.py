@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.core.artifact import Resources
+from harness.core.files import link_or_copy
 from harness.export.nemo_model import MODEL_FILE, load
 from harness.suite.spec import ExportSpec
 
@@ -40,10 +39,7 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
     model = load(source)
     target = work.path / MODEL_FILE
     target.unlink(missing_ok=True)
-    try:
-        os.link(source.path / "model" / MODEL_FILE, target)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copyfile(source.path / "model" / MODEL_FILE, target)
+    link_or_copy(source.path / "model" / MODEL_FILE, target)
     work.progress(1, 1, "done")
     decoder = getattr(model, "joint", model.decoder)
     return {

@@ -168,8 +168,7 @@ def _baseline(gate: Gate, chosen: Row, plan: Plan, *, champion: Champion | None)
     if wanted == CHAMPION:
         wanted, told = ZERO_SHOT, f"{ZERO_SHOT} (no champion yet)"
     for item in plan.rows:
-        same = (item.model, item.export, item.runtime) == (chosen.model, chosen.export, chosen.runtime)
-        if same and item.variant == wanted:
+        if item.setting == chosen.setting and item.variant == wanted:
             return item, told
     variants = ", ".join(dict.fromkeys(item.variant for item in plan.rows if item.model == chosen.model))
     raise SuiteError(f"gate.better_than: '{chosen.model}' has no variant '{wanted}'; it has: {variants}")

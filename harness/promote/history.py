@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,14 @@ PROMOTIONS_FILE = "promotions.jsonl"
 def now() -> str:
     """To the millisecond: what happened is told in its order."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def user() -> str:
+    """Whose account it is; empty of one without a name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""
 
 
 def append(path: Path, entry: Entry) -> None:

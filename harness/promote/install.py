@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import getpass
 import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError, SuiteError
 from harness.promote import fitness, smoke
-from harness.promote.history import append, now
+from harness.promote.history import append, now, user
 from harness.promote.manifest import Manifest
 from harness.promote.payload import Hashes, copy_model, faults, needed, room
 from harness.promote.swap import HOME, Place, State, read_state, recover, remove, swap
@@ -211,9 +210,7 @@ def _swap(place: Place, *, staged: Path, state: State) -> None:
 
 
 def _signed() -> dict[str, str]:
-    with suppress(OSError, KeyError):  # an account without a name
-        return {"installed_at": now(), "installed_by": getpass.getuser()}
-    return {"installed_at": now(), "installed_by": ""}
+    return {"installed_at": now(), "installed_by": user()}
 
 
 def _is_there(place: Place, state: State, parcel: Parcel) -> bool:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
+from harness.core.files import file_sha256
 from harness.errors import HarnessError
 from harness.promote.parcel import CHUNK, again, check_sha256
 from harness.promote.swap import remove, sync, sync_folder
@@ -27,7 +28,7 @@ class Hashes(dict[str, str]):
     @classmethod
     def of(cls, payload: Path) -> Self:
         """Reads all of it."""
-        return cls({name: sha256(path) for name, path in _files(payload).items()})
+        return cls({name: file_sha256(path) for name, path in _files(payload).items()})
 
 
 def faults(payload: Path, hashes: dict[str, str]) -> list[str]:
@@ -37,13 +38,8 @@ def faults(payload: Path, hashes: dict[str, str]) -> list[str]:
     found = _files(payload)
     told = [f"{name or payload.name} is missing" for name in sorted(hashes.keys() - found.keys())]
     told += [f"{name or payload.name} has been added" for name in sorted(found.keys() - hashes.keys())]
-    changed = [name for name in sorted(hashes.keys() & found.keys()) if sha256(found[name]) != hashes[name]]
+    changed = [name for name in sorted(hashes.keys() & found.keys()) if file_sha256(found[name]) != hashes[name]]
     return [*told, *(f"{name or payload.name} has changed" for name in changed)]
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def needed(parcel: Parcel, *, slot: Slot, place: Place) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from harness.board.slices import sliced
 from harness.errors import GateRefusedError
 from harness.promote.bundle import write_bundle
 from harness.promote.gate import Champion, candidate, judge
-from harness.promote.history import PROMOTIONS_FILE, Entry, append, now, read
+from harness.promote.history import PROMOTIONS_FILE, Entry, append, now, read, user
 from harness.promote.install import HISTORY_FILE, install
 from harness.promote.parcel import opened
 from harness.promote.provenance import content_of
@@ -122,7 +121,7 @@ def promote(
         "row": decision.chosen.row,
         "bundle": bundle.name,
         "model_sha256": model_digest(content.export.files),
-        "by": _user(),
+        "by": user(),
         "reason": _reason(decision, forced=forced),
         "forced": forced is not None,
         "previous": decision.champion.row if decision.champion else "",
@@ -175,10 +174,3 @@ def _reason(decision: Decision, *, forced: str | None) -> str:
     if not failed:
         return "the gate let it pass"
     return f"FORCED: {forced} (not met: {failed})" if forced else f"to be measured; the gate says no yet: {failed}"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # an account without a name
-        return ""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from harness.core.files import file_sha256
 from harness.errors import HarnessError, MissingError, SuiteError
-from harness.promote.payload import sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +90,7 @@ def _scp(file: Path, to: Remote) -> None:
     # A Mac has shasum, Linux both.
     command = ["shasum", "-a", "256", f"{to.folder}/{file.name}"]
     found = _run([*to.ssh, "--", to.host, *command], to=to, what="ssh").partition(" ")[0]
-    expected = sha256(file)
+    expected = file_sha256(file)
     if found != expected:
         raise HarnessError(
             f"{to}: sha256 of {file.name} is {found or 'not told'} there, {expected} here; send it again"

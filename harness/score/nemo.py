@@ -63,10 +63,9 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
     """
     device = _device(spec)
     threads = spec.threads or physical_cores()
-    path = inputs["export"][0].path / MODEL_FILE
     return transcribe_set(
         inputs["heldout"][0],
-        load=lambda: load(path, device=device, threads=threads, strategy=spec.strategy),
+        load=lambda: recogniser(spec, inputs["export"][0]),
         work=work,
         runtime=f"NeMo {version('nemo_toolkit')}, torch {version('torch')}",
         device=describe_cpu(threads) if device == "cpu" else describe_gpu(),

@@ -111,7 +111,7 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
     threads = spec.threads or physical_cores()
     return transcribe_set(
         inputs["heldout"][0],
-        load=lambda: load(export, device=device, threads=threads, language=spec.language),
+        load=lambda: recogniser(spec, export),
         work=work,
         runtime=f"onnxruntime {onnxruntime.__version__}, onnx-asr {_version('onnx-asr')}",
         device=describe(device, threads=threads),

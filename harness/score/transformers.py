@@ -77,12 +77,11 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
 
     Raises ExportError for a model that does not know the language, MissingError without torch or the CUDA asked for.
     """
-    device = torch_device(spec.device, runtime="transformers", install="pip install '.[train]'")
+    device = _device(spec)
     threads = spec.threads or physical_cores()
-    folder = inputs["export"][0].path / MODEL_FOLDER
     return transcribe_set(
         inputs["heldout"][0],
-        load=lambda: load(folder, device=device, threads=threads, language=spec.language),
+        load=lambda: recogniser(spec, inputs["export"][0]),
         work=work,
         runtime=f"transformers {version('transformers')}, torch {version('torch')}",
         device=describe_cpu(threads) if device == "cpu" else describe_gpu(),
@@ -102,8 +101,7 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
 def recogniser(spec: Spec, export: Artifact) -> Recogniser:
     """An export, loaded as `run` loads it. Raises ExportError and MissingError as it does."""
     threads = spec.threads or physical_cores()
-    device = torch_device(spec.device, runtime="transformers", install="pip install '.[train]'")
-    return load(export.path / MODEL_FOLDER, device=device, threads=threads, language=spec.language)
+    return load(export.path / MODEL_FOLDER, device=_device(spec), threads=threads, language=spec.language)
 
 
 def load(folder: Path, *, device: Literal["cpu", "cuda"], threads: int, language: str) -> Recogniser:
@@ -127,3 +125,7 @@ def load(folder: Path, *, device: Literal["cpu", "cuda"], threads: int, language
     settings.suppress_tokens = settings.begin_suppress_tokens = None
     settings.max_length = MAX_TOKENS
     return Recogniser(model.eval().to(device), processor, language)
+
+
+def _device(spec: Spec) -> Literal["cpu", "cuda"]:
+    return torch_device(spec.device, runtime="transformers", install="pip install '.[train]'")

@@ -9,7 +9,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from harness.train.trainer_part import ONLY_TO_RESUME
+from harness.train.trainer_part import checkpoints, leave_weights, load_weights, step_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -59,19 +59,16 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def last_folders(folders: Iterable[Path], *, count: int, until: int) -> list[Path]:
     """The last checkpoints up to a step, the oldest first, out of folders of `checkpoint-STEP`."""
-    found = {int(path.name.rpartition("-")[2]): path for folder in folders for path in folder.glob("checkpoint-*")}
+    found = {step: path for folder in folders for step, path in checkpoints(folder).items()}
     whole = [path for step, path in sorted(found.items()) if step <= until and (path / WEIGHTS).is_file()]
     return whole[-count:]
 
 
 def lighten(folder: Path) -> None:
-    """Leave of all checkpoints but the newest two the weights: what resumes a training is twice as large."""
-    steps = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))
-    for step in steps[:-2]:
-        checkpoint = folder / f"checkpoint-{step}"
+    """Leave of all checkpoints but the newest two the weights."""
+    for checkpoint in list(checkpoints(folder).values())[:-2]:
         modified_ns = checkpoint.stat().st_mtime_ns
-        for name in ONLY_TO_RESUME:
-            (checkpoint / name).unlink(missing_ok=True)
+        leave_weights(checkpoint)
         # By it the trainer tells which checkpoints are the oldest, and deletes those.
         os.utime(checkpoint, ns=(modified_ns, modified_ns))
 
@@ -83,27 +80,21 @@ def take_mean(trainer: Any, *, count: int, folders: Iterable[Path], target: Path
     """
     state = trainer.state
     chosen = last_folders(folders, count=count, until=state.global_step)
-    steps = [int(path.name.rpartition("-")[2]) for path in chosen]
+    steps = [step_of(path) for path in chosen]
     if len(chosen) < 2:
         return {"notes": [too_few(count, found=len(chosen))]}
     average_folders(chosen, target=target)
     best = state.best_model_checkpoint
-    load(trainer, target)
+    load_weights(trainer, target)
     wer = float(trainer.predict(trainer.eval_dataset, metric_key_prefix="mean").metrics["mean_wer"])
     taken = wer <= state.best_metric
     if not taken:
-        load(trainer, best)
+        load_weights(trainer, best)
     state.best_model_checkpoint = best
     return {
         "averaged": {"steps": steps, "dev_wer": wer, "best_dev_wer": state.best_metric, "taken": taken},
         "notes": [told(steps, wer=wer, best_wer=state.best_metric, best_step=state.best_global_step)],
     }
-
-
-def load(trainer: Any, folder: Path | str) -> None:
-    """Load a checkpoint's weights, as the trainer loads the best at its end."""
-    trainer.state.best_model_checkpoint = str(folder)
-    trainer._load_best_model()  # noqa: SLF001  # without a public name
 
 
 def too_few(count: int, *, found: int) -> str:

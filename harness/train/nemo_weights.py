@@ -5,14 +5,14 @@ Looked for in this order: a file or folder on this machine, the project's cache,
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import harness.suite.spec
+from harness.core.files import link_or_copy
 from harness.core.nemo_file import check_nemo
-from harness.errors import DataError, MissingError
+from harness.errors import DataError, MissingError, first_line
 from harness.suite.spec import Seed
 from harness.train.nemo_config import build, locate
 from harness.train.tokenizer import FEW_LETTERS, config_vocabulary, missing_letters
@@ -71,7 +71,7 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:  # noqa: ARG0
         path, origin = find(spec.base, revision=spec.revision)
         check_nemo(path)
         # An artifact never changes, but somebody's own file may: it is copied, a cache's files are shared.
-        (shutil.copyfile if origin == "file" else _link)(path.resolve(), target)
+        (shutil.copyfile if origin == "file" else link_or_copy)(path.resolve(), target)
     config = check_nemo(target)
     return {
         "base": spec.base or f"config {spec.config}",
@@ -147,16 +147,8 @@ def _from_hub(base: str, *, revision: str, local_files_only: bool) -> Path:
         )
     except Exception as error:
         # The hub's client raises what its HTTP library raises; whatever it is, the next place is tried.
-        first = next(iter(str(error).splitlines()), "")
-        raise _NotHereError(f"{type(error).__name__}: {first}".rstrip(": ")) from error
+        raise _NotHereError(first_line(error)) from error
     return _only_model(Path(folder))
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copyfile(source, target)
 
 
 def _language_notes(spec: Spec, config: dict[str, Any]) -> list[str]:

