@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from harness.core.artifact import Artifact, Work
 
-AELITA = Path(__file__).parent.parent / "suites" / "data" / "aelita"
+ROOT = Path(__file__).parent.parent
+AELITA = ROOT / "suites" / "data" / "aelita"
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Harness = "Callable[..., Ended]"
 
 
 @pytest.fixture
@@ -50,3 +64,35 @@ def tiny_whisper(whisper_base: Path, tmp_path_factory: pytest.TempPathFactory) -
     model.save_pretrained(folder)
     WhisperProcessor.from_pretrained(whisper_base).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Harness:
+    """Runs a command in this process, in a folder of its own."""
+    from harness import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("MLFLOW_TRACKING_URI", "HARNESS_RESULTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("harness.console.TOLD", set())
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Ended(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow is not the subject: it is away."""
+
+    def refuse(_self: object) -> None:
+        raise ConnectionError("no MLflow here\nand much more about it")
+
+    monkeypatch.setattr("harness.board.mlflow.Projection._connect", refuse)

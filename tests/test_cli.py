@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -14,44 +13,11 @@ from harness import cli
 from harness.board.leaderboard import COLUMNS
 from harness.engine.store import Store
 from tests.boards import SUITE, Finished, finished
-
-if TYPE_CHECKING:
-    pass
+from tests.conftest import Harness
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "suites" / "quickstart.yaml"
 SLOW = ("torch", "transformers", "mlflow", "pandas", "numpy", "onnxruntime", "onnx_asr", "jiwer", "nemo", "datasets")
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Harness = "Callable[..., Ended]"
-
-
-@pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Harness:
-    """Runs a command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name in ("MLFLOW_TRACKING_URI", "HARNESS_RESULTS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("harness.console.TOLD", set())
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Ended(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +30,6 @@ def done(template: Finished, tmp_path: Path) -> Finished:
     """A finished suite in the folder where commands run."""
     shutil.copytree(template.path.parent, tmp_path, dirs_exist_ok=True)
     return Finished(tmp_path / template.path.name, template.plan, Store(tmp_path / "results" / "store"))
-
-
-@pytest.fixture
-def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow is not the subject: it is away."""
-
-    def refuse(_self: object) -> None:
-        raise ConnectionError("no MLflow here\nand much more about it")
-
-    monkeypatch.setattr("harness.board.mlflow.Projection._connect", refuse)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["check", str(QUICKSTART)], ["list"], ["schema"]])

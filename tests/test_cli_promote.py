@@ -7,16 +7,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from harness import cli
 from harness.board.devices import DEVICES_FILE
 from harness.engine.store import Store
 from harness.promote.runtime import Loaded
 from tests.boards import SUITE, Finished, finished
+from tests.conftest import Harness
 from tests.ggmls import bundle, said, write_ggml
 
 if TYPE_CHECKING:
@@ -30,36 +30,6 @@ HEAVY = (
     *("onnx", "safetensors", "huggingface_hub", "threadpoolctl", "rapidfuzz"),
 )
 """What the light core does without."""
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Harness = "Callable[..., Ended]"
-
-
-@pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Harness:
-    """Runs a command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "HARNESS_RESULTS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("harness.console.TOLD", set())
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Ended(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +59,6 @@ def done(template: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("harness.promote.runtime.load", load)
     shutil.copytree(template.path.parent, tmp_path, dirs_exist_ok=True)
     return Finished(tmp_path / template.path.name, template.plan, Store(tmp_path / "results" / "store"))
-
-
-@pytest.fixture
-def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow is not the subject: it is away."""
-
-    def refuse(_self: object) -> None:
-        raise ConnectionError("no MLflow here")
-
-    monkeypatch.setattr("harness.board.mlflow.Projection._connect", refuse)
 
 
 def changed(done: Finished, old: str, new: str) -> None:

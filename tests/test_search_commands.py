@@ -11,12 +11,9 @@ from harness.engine.plan import plan
 from harness.suite.load import load
 from tests.boards import SUITE
 from tests.engine.test_stopping import ASHA, GRID, with_everything_but_verdicts
-from tests.test_cli import harness, untracked
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["harness", "untracked"]
 
 AT_10 = "base lr1e-5: stopped at step 10: dev WER 0.400, 3rd of 4"
 AT_50 = "base lr1e-4: stopped at step 50: dev WER 0.250, 2nd of 2"

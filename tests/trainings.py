@@ -1,35 +1,34 @@
-"""Small real trainings of a tiny Whisper on a few shipped recordings."""
+"""Small real trainings on a few shipped recordings."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import soundfile
 
 from harness.core.artifact import Artifact, Work
-from harness.core.manifests import write_manifests
+from harness.core.manifests import read_jsonl, write_manifests
 from harness.core.records import Utterance
 from harness.train import whisper
 from tests.conftest import AELITA, artifact
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-RATE_HZ = 16_000
+def short_clips(folder: Path, *, num: int, skip: int = 0, is_float: bool = False, text: str | None = None) -> Artifact:
+    """A set of the shortest shipped recordings.
 
-
-def short_clips(folder: Path, *, num: int, skip: int = 0) -> Artifact:
-    """A set of the shortest shipped recordings."""
-    rows = [json.loads(line) for line in (AELITA / "manifest.jsonl").read_text("utf-8").splitlines()]
+    is_float: as numbers that can be infinite. text: of all of them, in place of their own.
+    """
+    rows = sorted(read_jsonl(AELITA / "manifest.jsonl"), key=lambda row: row["duration"])[skip : skip + num]
     (folder / "audio").mkdir(parents=True)
     utterances = []
-    for number, row in enumerate(sorted(rows, key=lambda row: row["duration"])[skip : skip + num]):
-        samples, _ = soundfile.read(AELITA / row["audio_filepath"])
-        soundfile.write(folder / "audio" / f"{number}.wav", samples, RATE_HZ, subtype="PCM_16")
-        seconds = len(samples) / RATE_HZ
-        utterances.append(Utterance(str(number), f"audio/{number}.wav", f"{number:064x}", row["text"], seconds))
+    for number, row in enumerate(rows):
+        name = f"audio/{Path(row['audio_filepath']).stem}.wav"
+        samples, rate_hz = soundfile.read(AELITA / row["audio_filepath"], dtype="float32" if is_float else "int16")
+        soundfile.write(folder / name, samples, rate_hz, subtype="FLOAT" if is_float else "PCM_16")
+        seconds = len(samples) / rate_hz
+        utterances.append(Utterance(name, name, f"{skip + number:064x}", text or row["text"], seconds))
     write_manifests(folder, utterances)
     return artifact(folder)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,18 +12,16 @@ import soundfile
 from pydantic import ValidationError
 
 from harness.core.artifact import Artifact, Work
-from harness.core.manifests import write_manifests
 from harness.core.nemo_file import decode_greedily, restore, transcribe
-from harness.core.records import Utterance
 from harness.errors import DataError, MissingError
 from harness.export import parakeet_onnx
 from harness.export.parakeet_parity import same_text
 from harness.score import nemo, onnx
 from harness.score.nemo import Recogniser, Spec
-from harness.score.transcribe import read_transcripts
 from harness.train import reference
-from tests.conftest import AELITA, artifact
+from tests.conftest import artifact
 from tests.parakeets import build_parakeet
+from tests.runtimes import heard_by, heldout_of, recordings
 
 CLIPS = ("ru_0002", "ru_0003", "ru_0005")
 
@@ -54,31 +51,14 @@ def exported(parakeet, tmp_path_factory) -> Artifact:
 @pytest.fixture(scope="module")
 def heldout(tmp_path_factory) -> Artifact:
     """Real clips, and one of 31 s, which Whisper would have to cut."""
-    folder = tmp_path_factory.mktemp("heldout")
-    recordings = {name: soundfile.read(AELITA / "clips" / f"{name}.opus", dtype="int16")[0] for name in CLIPS}
-    recordings["31 s"] = np.resize(recordings["ru_0003"], 31 * 16_000)
-    utterances = []
-    for name, samples in recordings.items():
-        soundfile.write(folder / f"{name}.wav", samples, 16_000)
-        utterances.append(Utterance(name, f"{name}.wav", "0" * 64, "да", len(samples) / 16_000))
-    write_manifests(folder, utterances)
-    return artifact(folder)
-
-
-def run(runtime, spec, export: Artifact, heldout: Artifact, folder: Path) -> tuple[dict, dict[str, str]]:
-    work = Work(path=folder / "out", scratch=folder / "scratch")
-    work.path.mkdir(parents=True)
-    work.scratch.mkdir()
-    meta = runtime.run(spec, {"export": [export], "heldout": [heldout]}, work)
-    assert json.loads(json.dumps(meta)) == meta
-    transcripts = read_transcripts(work.path)
-    assert [item.error for item in transcripts] == [None] * len(transcripts)
-    return meta, {item.id: item.text for item in transcripts}
+    samples = recordings(CLIPS)
+    samples["31 s"] = np.resize(samples["ru_0003"], 31 * 16_000)
+    return heldout_of(samples, folder=tmp_path_factory.mktemp("heldout"))
 
 
 @pytest.fixture(scope="module")
 def heard(served, heldout, tmp_path_factory) -> tuple[dict, dict[str, str]]:
-    return run(nemo, Spec(device="cpu", threads=1), served, heldout, tmp_path_factory.mktemp("nemo"))
+    return heard_by(nemo, Spec(device="cpu", threads=1), served, heldout, tmp_path_factory.mktemp("nemo"))
 
 
 def test_a_set_is_transcribed_with_pinned_decoding(heard):
@@ -92,7 +72,7 @@ def test_a_set_is_transcribed_with_pinned_decoding(heard):
 
 
 def test_onnx_hears_the_same_at_the_same_length(heard, exported, heldout, tmp_path):
-    meta, texts = run(onnx, onnx.Spec(device="cpu", threads=1), exported, heldout, tmp_path)
+    meta, texts = heard_by(onnx, onnx.Spec(device="cpu", threads=1), exported, heldout, tmp_path)
     assert all(same_text(texts[name], expected) for name, expected in heard[1].items())
     assert meta["decoding"] == {"strategy": "greedy", "window_s": 300.0, "threads": 1}
 
@@ -103,7 +83,7 @@ def test_a_published_folder_is_run_as_an_export_is(heard, exported, heldout, tmp
     placed.path.mkdir()
     published = artifact(placed.path, **reference.run(reference.Spec(base=str(exported.path)), {}, placed))
     assert published.meta["onnx_asr"] == {"type": "nemo-conformer-tdt", "quantization": None}
-    _, texts = run(onnx, onnx.Spec(device="cpu", threads=1), published, heldout, tmp_path / "run")
+    _, texts = heard_by(onnx, onnx.Spec(device="cpu", threads=1), published, heldout, tmp_path / "run")
     assert all(same_text(texts[name], expected) for name, expected in heard[1].items())
 
 

@@ -10,22 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import soundfile
 from pydantic import ValidationError
 
 from harness.core.artifact import Artifact, Work
-from harness.core.manifests import write_manifests
-from harness.core.records import Utterance
 from harness.errors import ExportError, MissingError
 from harness.export import whisper_checkpoint, whisper_onnx
 from harness.score import onnx, transformers
-from harness.score.transcribe import read_transcripts
 from harness.score.transformers import Recogniser, Spec
-from tests.conftest import AELITA, artifact
+from tests.conftest import artifact
+from tests.runtimes import heard_by, heldout_of, recordings
 from tests.whispers import enlivened
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 CLIPS = ("ru_0001", "ru_0002")
 
@@ -41,31 +38,13 @@ def trained(tiny_whisper, tmp_path_factory) -> Artifact:
 @pytest.fixture(scope="module")
 def heldout(tmp_path_factory) -> Artifact:
     """Real clips."""
-    folder = tmp_path_factory.mktemp("heldout")
-    recordings = {name: soundfile.read(AELITA / "clips" / f"{name}.opus", dtype="int16")[0] for name in CLIPS}
-    utterances = []
-    for name, samples in recordings.items():
-        soundfile.write(folder / f"{name}.wav", samples, 16_000)
-        utterances.append(Utterance(name, f"{name}.wav", "0" * 64, "да", len(samples) / 16_000))
-    write_manifests(folder, utterances)
-    return artifact(folder)
-
-
-def run(runtime, spec, export: Artifact, heldout: Artifact, folder: Path) -> tuple[dict, dict[str, str | None]]:
-    work = Work(path=folder / "out", scratch=folder / "scratch")
-    work.path.mkdir(parents=True)
-    work.scratch.mkdir()
-    meta = runtime.run(spec, {"export": [export], "heldout": [heldout]}, work)
-    assert json.loads(json.dumps(meta)) == meta
-    transcripts = read_transcripts(work.path)
-    assert [item.error for item in transcripts] == [None] * len(transcripts)
-    return meta, {item.id: item.text for item in transcripts}
+    return heldout_of(recordings(CLIPS), folder=tmp_path_factory.mktemp("heldout"))
 
 
 def test_the_checkpoint_says_what_its_fp32_export_says(trained, heldout, tmp_path, monkeypatch):
     assert transformers.MAX_TOKENS == onnx.MAX_TOKENS
     monkeypatch.setattr(transformers, "MAX_TOKENS", 60)  # random weights find no end, and torch takes its time
-    meta, texts = run(transformers, Spec(device="cpu", threads=1), trained, heldout, tmp_path / "torch")
+    meta, texts = heard_by(transformers, Spec(device="cpu", threads=1), trained, heldout, tmp_path / "torch")
     assert meta["decoding"] == {
         "strategy": "greedy",
         "language": "ru",
@@ -82,7 +61,7 @@ def test_the_checkpoint_says_what_its_fp32_export_says(trained, heldout, tmp_pat
     work = Work(path=tmp_path / "export", scratch=tmp_path)
     work.path.mkdir()
     exported = artifact(work.path, **whisper_onnx.run(whisper_onnx.Spec(), {"model": [trained]}, work))
-    _, expected = run(onnx, onnx.Spec(device="cpu", threads=1), exported, heldout, tmp_path / "onnx")
+    _, expected = heard_by(onnx, onnx.Spec(device="cpu", threads=1), exported, heldout, tmp_path / "onnx")
     assert {name: text[:100] for name, text in texts.items()} == {name: text[:100] for name, text in expected.items()}
     assert len(set(texts.values())) == len(texts)
     assert min(map(len, texts.values())) > 100

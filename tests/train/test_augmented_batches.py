@@ -9,17 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 
 from harness.core.artifact import Artifact
-from harness.core.manifests import read_jsonl, write_manifests
-from harness.core.records import Utterance
 from harness.suite.model import TextPolicy
 from harness.train import examples, speech_batches
 from harness.train.augmentation import Augmentation, Augmenter, Gain, Noise, Speed
 from harness.train.packing import Packing, Window
 from harness.train.speech_batches import Batches, Vocabulary
-from tests.conftest import AELITA, artifact
+from tests.trainings import short_clips
 
 GRID, LONGEST = 320, 480_000
 CHANGE = Augmenter(
@@ -31,17 +28,7 @@ CHANGE = Augmenter(
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Twelve real clips, the shortest."""
-    folder = tmp_path_factory.mktemp("set")
-    (folder / "audio").mkdir()
-    utterances = []
-    for row in sorted(read_jsonl(AELITA / "manifest.jsonl"), key=lambda row: row["duration"])[:12]:
-        samples, rate_hz = soundfile.read(AELITA / row["audio_filepath"], dtype="int16")
-        name = f"audio/{Path(row['audio_filepath']).stem}.wav"
-        soundfile.write(folder / name, samples, rate_hz)
-        seconds = len(samples) / rate_hz
-        utterances.append(Utterance(id=name, audio=name, sha256="00" * 32, text=row["text"], duration_s=seconds))
-    write_manifests(folder, utterances)
-    return artifact(folder)
+    return short_clips(tmp_path_factory.mktemp("sets") / "set", num=12)
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,14 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import soundfile
 
 from harness.core.artifact import Artifact, Work
-from harness.core.manifests import read_jsonl, write_manifests
+from harness.core.manifests import read_jsonl
 from harness.core.nemo_file import quiet, restore
-from harness.core.records import Utterance
 from harness.errors import TrainingError
 from harness.train import nemo_weights, parakeet
-from tests.conftest import AELITA, artifact
+from tests.conftest import artifact
+from tests.trainings import short_clips
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,24 +33,14 @@ pytestmark = pytest.mark.timeout(600)
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Artifact]]:
     """The shortest real clips, six to train on and two held out, and the shipped architecture with random weights."""
     root = tmp_path_factory.mktemp("sets")
-    rows = sorted(read_jsonl(AELITA / "manifest.jsonl"), key=lambda row: row["duration"])[:8]
-    (root / "audio").mkdir()
-    utterances = []
-    for place, row in enumerate(rows):
-        samples, rate_hz = soundfile.read(AELITA / row["audio_filepath"], dtype="int16")
-        soundfile.write(root / "audio" / f"{place}.wav", samples, rate_hz)
-        seconds = len(samples) / rate_hz
-        utterances.append(Utterance(str(place), f"../audio/{place}.wav", f"{place:064x}", row["text"], seconds))
-    for role, chosen in (("train", utterances[2:]), ("dev", utterances[:2])):
-        (root / role).mkdir()
-        write_manifests(root / role, chosen)
+    sets = {"train": short_clips(root / "train", num=6, skip=2), "dev": short_clips(root / "dev", num=2)}
     for name in ("base", "scratch"):
         (root / name).mkdir()
     with quiet():
         nemo_weights.run(
             nemo_weights.Spec(config="parakeet-nano"), {}, Work(path=root / "base", scratch=root / "scratch")
         )
-    return {role: [artifact(root / role)] for role in ("base", "train", "dev")}
+    return {"base": [artifact(root / "base")], **{role: [clips] for role, clips in sets.items()}}
 
 
 def train(

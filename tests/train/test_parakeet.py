@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.core.artifact import Artifact, Work
-from harness.core.manifests import read_jsonl, read_manifest, write_manifests
+from harness.core.manifests import read_jsonl, read_manifest
 from harness.core.nemo_file import quiet, restore, transcribe
 from harness.core.recordings import read_samples
-from harness.core.records import Utterance
 from harness.core.text import normalise
 from harness.core.wer import count_errors, pool
 from harness.errors import DataError
 from harness.train import nemo_config, nemo_weights, parakeet
 from harness.train.nemo_trainer import last_checkpoint
 from harness.train.parakeet import Training
-from tests.conftest import AELITA, artifact
+from tests.conftest import artifact
 from tests.parakeets import DURATIONS, build_parakeet
+from tests.trainings import short_clips
 
 if TYPE_CHECKING:
     import torch
@@ -33,27 +33,11 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Artifact]]:
     """The shortest real clips: ten to train on, three held out."""
-    import soundfile
-
     root = tmp_path_factory.mktemp("sets")
-    rows = sorted(read_jsonl(AELITA / "manifest.jsonl"), key=lambda row: row["duration"])[:13]
-    (root / "audio").mkdir()
-    utterances = []
-    for place, row in enumerate(rows):
-        samples, rate_hz = soundfile.read(AELITA / row["audio_filepath"], dtype="int16")
-        soundfile.write(root / "audio" / f"{place}.wav", samples, rate_hz)
-        seconds = len(samples) / rate_hz
-        utterances.append(
-            Utterance(
-                id=str(place), audio=f"../audio/{place}.wav", sha256="00" * 32, text=row["text"], duration_s=seconds
-            )
-        )
-    found = {}
-    for role, chosen in (("train", utterances[3:]), ("dev", utterances[:3])):
-        (root / role).mkdir()
-        write_manifests(root / role, chosen)
-        found[role] = [artifact(root / role)]
-    return found
+    return {
+        "train": [short_clips(root / "train", num=10, skip=3)],
+        "dev": [short_clips(root / "dev", num=3)],
+    }
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ import soundfile
 import torch
 
 from harness.core.artifact import Artifact, Work
-from harness.core.manifests import read_jsonl, write_manifests
+from harness.core.manifests import read_jsonl
 from harness.core.nemo_file import quiet, restore
-from harness.core.records import Utterance
 from harness.errors import TrainingError
 from harness.train import nemo_averaging, parakeet
 from harness.train.averaging import mean_weights
 from harness.train.parakeet import Training
-from tests.conftest import AELITA, artifact
+from tests.conftest import artifact
 from tests.parakeets import build_parakeet
+from tests.trainings import short_clips
 
 pytestmark = pytest.mark.timeout(300)
 AUGMENT = {"speed": {"p": 0.5}, "noise": {"p": 0.5}, "gain": {"p": 0.5}}
@@ -38,20 +38,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.fixture
 def inputs(base: Artifact, tmp_path: Path) -> dict[str, list[Artifact]]:
     """The shortest real clips, as floating-point numbers, which can be infinite: six to train on, two held out."""
-    found = {"base": [base]}
-    rows = sorted(read_jsonl(AELITA / "manifest.jsonl"), key=lambda row: row["duration"])[:8]
-    for role, chosen in (("train", rows[2:]), ("dev", rows[:2])):
-        (tmp_path / role / "audio").mkdir(parents=True)
-        utterances = []
-        for row in chosen:
-            name = f"audio/{Path(row['audio_filepath']).stem}.wav"
-            samples, rate_hz = soundfile.read(AELITA / row["audio_filepath"], dtype="float32")
-            soundfile.write(tmp_path / role / name, samples, rate_hz, subtype="FLOAT")
-            seconds = len(samples) / rate_hz
-            utterances.append(Utterance(id=name, audio=name, sha256="00" * 32, text=row["text"], duration_s=seconds))
-        write_manifests(tmp_path / role, utterances)
-        found[role] = [artifact(tmp_path / role)]
-    return found
+    return {
+        "base": [base],
+        "train": [short_clips(tmp_path / "train", num=6, skip=2, is_float=True)],
+        "dev": [short_clips(tmp_path / "dev", num=2, is_float=True)],
+    }
 
 
 def spec(**fields: Any) -> Training:

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
 
 from harness.core.artifact import Artifact, Work
-from harness.core.manifests import read_jsonl, write_manifests
-from harness.core.records import Utterance
+from harness.core.manifests import read_jsonl
 from harness.errors import TrainingError
 from harness.train import whisper
 from harness.train.trainer_part import TrainerPart, last_checkpoint
-from tests.conftest import AELITA, artifact
+from tests.conftest import artifact
+from tests.trainings import short_clips
 
 SMALL = {
     "max_steps": 4,
@@ -34,19 +33,9 @@ pytestmark = pytest.mark.timeout(600)
 def inputs(tiny_whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Artifact]]:
     """Five of the shortest real clips to train on and two held out, and random weights."""
     root = tmp_path_factory.mktemp("sets")
-    rows = sorted(read_jsonl(AELITA / "manifest.jsonl"), key=lambda row: row["duration"])[:7]
-    (root / "audio").mkdir()
-    utterances = []
-    for place, row in enumerate(rows):
-        samples, rate_hz = soundfile.read(AELITA / row["audio_filepath"], dtype="int16")
-        soundfile.write(root / "audio" / f"{place}.wav", samples, rate_hz)
-        seconds = len(samples) / rate_hz
-        utterances.append(Utterance(str(place), f"../audio/{place}.wav", f"{place:064x}", row["text"], seconds))
-    for role, chosen in (("train", utterances[2:]), ("dev", utterances[:2])):
-        (root / role).mkdir()
-        write_manifests(root / role, chosen)
+    sets = {"train": short_clips(root / "train", num=5, skip=2), "dev": short_clips(root / "dev", num=2)}
     shutil.copytree(tiny_whisper, root / "base" / "model")
-    return {role: [artifact(root / role)] for role in ("base", "train", "dev")}
+    return {"base": [artifact(root / "base")], **{role: [clips] for role, clips in sets.items()}}
 
 
 @dataclass

@@ -15,8 +15,7 @@ import soundfile
 import torch
 
 from harness.core.artifact import Artifact, Work
-from harness.core.manifests import read_jsonl, write_manifests
-from harness.core.records import Utterance
+from harness.core.manifests import read_jsonl
 from harness.errors import TrainingError
 from harness.train import averaging, whisper
 from harness.train.augmentation import Augmentation, Codec, Gain, Noise, Speed
@@ -24,7 +23,8 @@ from harness.train.examples import IGNORED, Renderer, read_clips, training_table
 from harness.train.packing import Packing
 from harness.train.whisper import Training
 from harness.train.whisper_trainer import token_loss
-from tests.conftest import AELITA, artifact
+from tests.conftest import artifact
+from tests.trainings import short_clips
 
 pytestmark = pytest.mark.timeout(300)
 STEPS = {"max_steps": 6, "eval_steps": 2, "batch_size": 1, "warmup_steps": 0, "precision": "fp32", "packing": None}
@@ -36,23 +36,13 @@ def inputs(tiny_whisper: Path, tmp_path: Path) -> dict[str, list[Artifact]]:
 
     So short a text as the latter is given ends its generation, of noise, early.
     """
-    rows = sorted(read_jsonl(AELITA / "manifest.jsonl"), key=lambda row: row["duration"])[:5]
-    rows[0]["text"] = "да"
     (tmp_path / "base").mkdir()
     shutil.copytree(tiny_whisper, tmp_path / "base" / "model")
-    found = {"base": [artifact(tmp_path / "base")]}
-    for role, chosen in (("train", rows[1:]), ("dev", rows[:1])):
-        (tmp_path / role / "audio").mkdir(parents=True)
-        utterances = []
-        for row in chosen:
-            name = f"audio/{Path(row['audio_filepath']).stem}.wav"
-            samples, rate_hz = soundfile.read(AELITA / row["audio_filepath"], dtype="float32")
-            soundfile.write(tmp_path / role / name, samples, rate_hz, subtype="FLOAT")
-            seconds = len(samples) / rate_hz
-            utterances.append(Utterance(id=name, audio=name, sha256="00" * 32, text=row["text"], duration_s=seconds))
-        write_manifests(tmp_path / role, utterances)
-        found[role] = [artifact(tmp_path / role)]
-    return found
+    return {
+        "base": [artifact(tmp_path / "base")],
+        "train": [short_clips(tmp_path / "train", num=4, skip=1, is_float=True)],
+        "dev": [short_clips(tmp_path / "dev", num=1, is_float=True, text="да")],
+    }
 
 
 def fresh(tmp_path: Path, name: str) -> Work:
