@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -20,6 +20,8 @@ from harness.suite.spec import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import numpy as np
 
 MAX_TOKENS = 448
 """Whisper's text context, unless a model's config says otherwise."""
@@ -30,6 +32,8 @@ TOKENS_AROUND_CLIP = 2
 TIMESTAMPS_PER_S = 50
 """Whisper's timestamps lie on a grid of 20 ms; a clip in a window is padded to it."""
 MAX_WINDOW_S = 30
+NUM_AHEAD = 32
+"""Clips among which the last ones of a window are looked for."""
 TIMESTAMPS = 0.5
 """Share of windows with timestamps, where a suite only says that there are some."""
 
@@ -137,22 +141,42 @@ def _fill(
     window_s: float,
     max_tokens: int,
 ) -> Iterator[tuple[int, ...]]:
-    clips: list[int] = []
-    length_s, steps, tokens = 0.0, 0, TOKENS_AROUND_WINDOW
-    for index in order:
-        duration_s = durations_s[index]
-        more_steps, more_tokens = grid_steps(duration_s), num_tokens[index] + TOKENS_AROUND_CLIP
-        if clips and (
-            length_s + duration_s > window_s
-            # What many clips are padded by may be more than what `window_s` leaves of the 30 s.
-            or steps + more_steps > MAX_WINDOW_S * TIMESTAMPS_PER_S
-            or tokens + more_tokens > max_tokens
-        ):
-            yield tuple(clips)
-            clips, length_s, steps, tokens = [], 0.0, 0, TOKENS_AROUND_WINDOW
-        clips.append(index)
-        length_s += duration_s
-        steps += more_steps
-        tokens += more_tokens
-    if clips:
+    """Each window begins with the clip that waits longest; what comes next fills it, the last two clips to measure."""
+    import numpy as np
+
+    steps = [grid_steps(duration_s) for duration_s in durations_s]
+    sizes = np.column_stack([durations_s, steps, np.asarray(num_tokens) + TOKENS_AROUND_CLIP])
+    # What many clips are padded by to the grid may be more than what `window_s` leaves of the 30 s.
+    limits = np.array([window_s, MAX_WINDOW_S * TIMESTAMPS_PER_S, max_tokens - TOKENS_AROUND_WINDOW])
+    rest = iter(order)
+    ahead = list(islice(rest, NUM_AHEAD))
+    while ahead:
+        clips: list[int] = []
+        room = limits
+        places = [0]
+        while places:
+            taken = [ahead[place] for place in places]
+            clips += taken
+            room = room - sizes[taken].sum(axis=0)
+            ahead = [index for index in ahead if index not in taken]
+            ahead += islice(rest, NUM_AHEAD - len(ahead))
+            places = _next(sizes[ahead], room)
         yield tuple(clips)
+
+
+def _next(waiting: np.ndarray, room: np.ndarray) -> list[int]:
+    """Places of the clips that a window takes next: of those that wait [num_clips, 3], at most two; none if none fits.
+
+    The first, while there is room for any two; then the one or two that leave the least room.
+    """
+    import numpy as np
+
+    if not len(waiting):
+        return []
+    if (room >= 2 * waiting.max(axis=0)).all():
+        return [0]
+    sums = waiting[:, None] + waiting[None]
+    sums[np.diag_indices(len(waiting))] = waiting
+    lengths_s = np.where((sums <= room).all(axis=2), sums[..., 0], 0.0)
+    place = int(lengths_s.argmax())
+    return sorted(set(divmod(place, len(waiting)))) if lengths_s.flat[place] else []

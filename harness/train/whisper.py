@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from harness.core.artifact import Inputs, Work
     from harness.train.examples import Clips
 
-VERSION = 3
+VERSION = 4
 """3: a step of several forward passes has the gradient of their mean; it was as many times too large."""
 RESOURCES = Resources(whole_machine=True, gpu=True)
 LANGUAGE = "ru"
