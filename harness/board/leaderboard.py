@@ -123,6 +123,8 @@ def render(board: list[Line], *, form: str) -> str:
         return str(frame.to_csv(index=False, lineterminator="\n"))
     # A suite without probes has no columns for them.
     titles = MARKDOWN | {name: name for name in BEHAVIOUR if any(line.get(name) is not None for line in board)}
+    if len({line["device"] for line in board if line["device"]}) > 1:
+        titles["device"] = "device"
     titles |= {name: name.upper()[:3] + name[3:] for name in rates_beside(board)}
     shown = [[_cell(line[name]) for name in titles] for line in board]
     table = markdown_table(list(titles.values()), shown)
@@ -153,7 +155,9 @@ def _not_numbers(board: Sequence[Line]) -> list[str]:
 
 def explained(group: Sequence[Line]) -> list[str]:
     """What the figures of one held-out set, best first, rest on, and how many utterances would say more."""
-    return [*intervals_told(group), *to_tell_apart(group)]
+    devices = {line["device"] for line in group if line["device"]}
+    apart = ["Rows of different devices are not comparable in speed."] if len(devices) > 1 else []
+    return [*intervals_told(group), *to_tell_apart(group), *apart]
 
 
 def intervals_told(group: Sequence[Line]) -> list[str]:

@@ -9,10 +9,10 @@
   const plain = (text) =>
     String(text).replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "").replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
-  /** Where speed was measured: the devices of the board, and columns such as `rtf@studio-metal`. */
+  /** Where speed was measured: the devices of the board, and columns such as `rtf/studio-metal`. */
   function places() {
     const devices = [...new Set(data.board.filter((line) => line.rtf != null).map((line) => line.device ?? ""))];
-    const columns = Object.keys(data.board[0] ?? {}).filter((name) => name.startsWith("rtf@"));
+    const columns = Object.keys(data.board[0] ?? {}).filter((name) => name.startsWith("rtf/"));
     return [
       ...devices.map((device) => ({ name: device || "a device without a name", column: "rtf", has: (line) => (line.device ?? "") === device })),
       ...columns.map((column) => ({ name: column.slice(4), column, has: () => true })),

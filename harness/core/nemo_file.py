@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import DataError, MissingError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -157,19 +157,27 @@ def transcribe(model: Any, samples: np.ndarray) -> str:
     """The text that a restored model hears, by its own decoding; a hybrid's is its transducer's.
 
     samples: float32 [num_samples], 16 kHz mono.
+    """
+    return transcribe_batch(model, [samples])[0]
+
+
+def transcribe_batch(model: Any, recordings: Sequence[np.ndarray]) -> list[str]:
+    """The texts of recordings that a restored model hears at once, the shorter ones padded.
+
     Without `model.transcribe`, which writes temporary files, starts a data loader, and leaves modules in training mode.
     """
     import torch
 
     with torch.inference_mode():
-        signal = torch.from_numpy(samples).to(model.device)[None]
-        length = torch.tensor([len(samples)], device=model.device)
+        signals = [torch.from_numpy(samples) for samples in recordings]
+        signal = torch.nn.utils.rnn.pad_sequence(signals, batch_first=True).to(model.device)
+        length = torch.tensor([len(samples) for samples in recordings], device=model.device)
         outputs = model(input_signal=signal, input_signal_length=length)
         decoding = model.decoding
         # A hybrid has both, and its forward is the transducer's encoder.
         decode = getattr(decoding, "rnnt_decoder_predictions_tensor", None) or decoding.ctc_decoder_predictions_tensor
-        (hypothesis,) = decode(*outputs[:2])
-    return str(hypothesis.text)
+        hypotheses = decode(*outputs[:2])
+    return [str(hypothesis.text) for hypothesis in hypotheses]
 
 
 @contextmanager
@@ -217,7 +225,7 @@ def _open(path: Path) -> Iterator[tarfile.TarFile]:
             archive = tarfile.open(path, "r:gz")  # noqa: SIM115 - closed below
         with archive:
             yield archive
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise DataError(f"{path}: it is no whole tar archive ({_first_line(error)}); fetch or save it again") from error
 
 

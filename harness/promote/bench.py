@@ -6,7 +6,6 @@ One clip after the other; memory is that of this process, so it takes a fresh on
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import tempfile
@@ -14,31 +13,30 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.board.devices import Measurement, model_digest
+from harness.core.files import parse_json
 from harness.core.manifests import SAMPLE_RATE_HZ
-from harness.core.records import Transcript
 from harness.errors import DataError, SuiteError
 from harness.promote import runtime
 from harness.promote.payload import copy_model, needed, room
 from harness.promote.swap import Place
 from harness.promote.targets import target
 from harness.score.memory import VramMeter, peak_ram_mib
-from harness.score.speed import latency_ms, rtf
+from harness.score.speed import buckets, figures
+from harness.score.transcribe import clocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
 
+    from harness.core.records import Transcript
     from harness.promote.parcel import Parcel
     from harness.promote.runtime import Device, Loaded
 
-BUCKETS_S = (0.0, 3.0, 10.0, 30.0, float("inf"))
-"""Commands, sentences, dictation, and what Whisper hears in several windows."""
 AUDIO = (".wav", ".flac", ".opus", ".ogg", ".mp3")
 
 
@@ -103,11 +101,12 @@ def measure(
         loaded = (load or runtime.load)(home / "incoming", manifest=manifest, device=device)
         load_s = time.perf_counter() - start
         # The first call allocates and compiles; it says nothing about the ones that follow.
-        warm_up = _hear(loaded, "warm-up", read_any(clips[0].path))
+        warm_up = clocked(loaded.recogniser, read_any(clips[0].path), name="warm-up")
         heard: list[tuple[float, Transcript]] = []
         for number, clip in enumerate(clips):
             samples = read_any(clip.path)
-            heard.append((len(samples) / SAMPLE_RATE_HZ, _hear(loaded, f"{number} {clip.id}", samples)))
+            transcript = clocked(loaded.recogniser, samples, name=f"{number} {clip.id}")
+            heard.append((len(samples) / SAMPLE_RATE_HZ, transcript))
             progress(number + 1, len(clips))
     failed = [item for _, item in heard if item.error is not None]
     if len(failed) == len(heard):
@@ -126,22 +125,11 @@ def measure(
         audio_s=sum(duration_s for duration_s, _ in heard),
         load_s=load_s,
         warm_up_s=warm_up.wall_s,
-        **_speed(heard),
+        **figures(heard),
         peak_ram_mib=peak_ram_mib(),
         peak_vram_mib=meter.peak_mib,
         buckets=buckets(heard),
     )
-
-
-def buckets(heard: Sequence[tuple[float, Transcript]]) -> list[dict[str, Any]]:
-    """Speed by duration. heard: seconds of audio, and what came of it."""
-    found = []
-    for low, high in pairwise(BUCKETS_S):
-        inside = [item for item in heard if low <= item[0] < high]
-        if inside:
-            upper = None if high == float("inf") else high
-            found.append({"from_s": low, "to_s": upper, "num_clips": len(inside), **_speed(inside)})
-    return found
 
 
 def host_name() -> str:
@@ -166,28 +154,10 @@ def read_any(path: Path) -> np.ndarray:
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def _speed(heard: Sequence[tuple[float, Transcript]]) -> dict[str, float | None]:
-    transcripts = [item for _, item in heard]
-    return {
-        "rtf": rtf(transcripts, duration_s={item.id: duration_s for duration_s, item in heard}),
-        "latency_p50_ms": latency_ms(transcripts, percentile=50),
-        "latency_p95_ms": latency_ms(transcripts, percentile=95),
-    }
-
-
-def _hear(loaded: Loaded, name: str, samples: np.ndarray) -> Transcript:
-    start = time.perf_counter()
-    try:
-        text = loaded.recogniser.transcribe(samples)
-    except Exception as error:  # noqa: BLE001  # whatever a runtime raises, the other clips go on
-        return Transcript(name, None, time.perf_counter() - start, f"{type(error).__name__}: {error}")
-    return Transcript(name, text, time.perf_counter() - start)
-
-
 def _audio_of(line: str, *, path: Path) -> str:
     """The recording that a line of NeMo's or Hugging Face's manifest names."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         audio = row["audio_filepath"] if "audio_filepath" in row else row["audio"]["path"]
     except (ValueError, KeyError, TypeError) as error:
         raise SuiteError(f"{path}: a line names no recording ({error!r}); it needs audio_filepath") from error

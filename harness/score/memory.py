@@ -67,6 +67,11 @@ class VramMeter:
         peak_bytes = max(self._peak_bytes, _torch_peak_bytes())
         return peak_bytes / MIB if peak_bytes else None
 
+    @property
+    def idle_mib(self) -> float | None:
+        """What all GPUs had in use when it was opened: of other processes; None without an NVIDIA GPU."""
+        return self._idle_bytes / MIB if self._devices else None
+
     def _watch(self) -> None:
         while not self._stop.wait(SAMPLE_INTERVAL_S):
             self._sample()

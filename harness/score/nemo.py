@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.core.artifact import Resources
-from harness.core.nemo_file import decode_greedily, restore, transcribe
+from harness.core.nemo_file import decode_greedily, restore, transcribe, transcribe_batch
 from harness.score.chunks import split
 from harness.score.processor import describe_cpu, describe_gpu, physical_cores, torch_device
-from harness.score.transcribe import transcribe_set
+from harness.score.transcribe import in_pieces, transcribe_set
 from harness.suite.spec import RuntimeSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
@@ -55,20 +56,22 @@ class Recogniser:
         texts = [transcribe(self.model, piece).strip() for piece in split(samples, max_s=WINDOW_S)]
         return " ".join(text for text in texts if text)
 
+    def transcribe_batch(self, recordings: Sequence[np.ndarray], /) -> list[str]:
+        return in_pieces(recordings, max_s=WINDOW_S, transcribe=lambda pieces: transcribe_batch(self.model, pieces))
+
 
 def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
     """Transcribe `inputs["heldout"]` with `inputs["export"]`'s `model.nemo`.
 
     Raises DataError for a file that is damaged or brings code, MissingError without NeMo or the CUDA asked for.
     """
-    device = _device(spec)
     threads = spec.threads or physical_cores()
     return transcribe_set(
         inputs["heldout"][0],
         load=lambda: recogniser(spec, inputs["export"][0]),
         work=work,
         runtime=f"NeMo {version('nemo_toolkit')}, torch {version('torch')}",
-        device=describe_cpu(threads) if device == "cpu" else describe_gpu(),
+        device=described(spec),
         decoding={"strategy": spec.strategy, "dither": 0.0, "window_s": WINDOW_S, "threads": threads},
     )
 
@@ -77,6 +80,11 @@ def recogniser(spec: Spec, export: Artifact) -> Recogniser:
     """An export, loaded as `run` loads it. Raises DataError and MissingError as it does."""
     threads = spec.threads or physical_cores()
     return load(export.path / MODEL_FILE, device=_device(spec), threads=threads, strategy=spec.strategy)
+
+
+def described(spec: Spec) -> str:
+    """Where an export runs, in words. Raises MissingError as `run` does."""
+    return describe_cpu(spec.threads or physical_cores()) if _device(spec) == "cpu" else describe_gpu()
 
 
 def load(path: Path, *, device: Literal["cpu", "cuda"], threads: int, strategy: str) -> Recogniser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.core.artifact import Resources
+from harness.core.files import parse_json
 from harness.core.manifests import SAMPLE_RATE_HZ
-from harness.errors import ExportError
+from harness.errors import ExportError, first_line
 from harness.score.chunks import WINDOW_S as WHISPER_WINDOW_S
 from harness.score.chunks import split
 from harness.score.families import takes_language, window_s
@@ -25,10 +25,11 @@ from harness.score.providers import (
     providers,
     resolve,
 )
-from harness.score.transcribe import transcribe_set
+from harness.score.transcribe import in_pieces, transcribe_set
 from harness.suite.spec import RuntimeSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
@@ -79,6 +80,13 @@ class Recogniser:
         texts = [self.model.recognize(piece, **self.options).strip() for piece in pieces]
         return " ".join(text for text in texts if text)
 
+    def transcribe_batch(self, recordings: Sequence[np.ndarray], /) -> list[str]:
+        return in_pieces(
+            recordings,
+            max_s=self.window_s,
+            transcribe=lambda pieces: list(self.model.recognize(pieces, **self.options)),
+        )
+
     def languages(self) -> set[str]:
         """The codes of the languages that a Whisper can tell apart."""
         return set(self._language_tokens().values())
@@ -114,7 +122,7 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
         load=lambda: recogniser(spec, export),
         work=work,
         runtime=f"onnxruntime {onnxruntime.__version__}, onnx-asr {_version('onnx-asr')}",
-        device=describe(device, threads=threads),
+        device=described(spec),
         decoding=_decoding(_served(export), device=device, language=spec.language) | {"threads": threads},
     )
 
@@ -123,6 +131,11 @@ def recogniser(spec: Spec, export: Artifact) -> Recogniser:
     """An export, loaded as `run` loads it. Raises ExportError and MissingError as it does."""
     threads = spec.threads or physical_cores()
     return load(export, device=resolve(spec.device), threads=threads, language=spec.language)
+
+
+def described(spec: Spec) -> str:
+    """Where an export runs, in words. Raises MissingError as `run` does."""
+    return describe(resolve(spec.device), threads=spec.threads or physical_cores())
 
 
 def load(export: Artifact, *, device: Device, threads: int, language: str) -> Recogniser:
@@ -155,6 +168,11 @@ def load(export: Artifact, *, device: Device, threads: int, language: str) -> Re
         raise ExportError(
             f"runtime onnx: {export.path.name}: onnx-asr cannot load it as {served.type}: {error}"
         ) from error
+    except Exception as error:
+        # What a damaged graph, vocabulary or configuration makes ONNX Runtime and onnx-asr raise has no common name.
+        raise ExportError(
+            f"runtime onnx: {export.path}: cannot be loaded as {served.type} ({first_line(error)}); export it again"
+        ) from error
     check_running(model, device)
     spoken = {"language": language} if takes_language(served.type) else {}
     return Recogniser(model, spoken, _window_s(served, device))
@@ -176,8 +194,14 @@ def _decoding(served: Served, *, device: Device, language: str) -> dict[str, Any
 
 
 def _check_language(folder: Path, language: str) -> None:
-    tokens = json.loads((folder / "added_tokens.json").read_text(encoding="utf-8"))
-    if f"<|{language}|>" not in tokens:
+    path = folder / "added_tokens.json"
+    try:
+        tokens = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"runtime onnx: {path}: cannot be read ({first_line(error)}); export the model again"
+        ) from error
+    if not isinstance(tokens, dict) or f"<|{language}|>" not in tokens:
         raise ExportError(
             f"runtime onnx: {folder.name} has no token <|{language}|> for language {language!r}; "
             "use Whisper's code of the language, such as 'ru'"

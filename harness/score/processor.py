@@ -23,7 +23,7 @@ def physical_cores() -> int:
 
 def describe_cpu(threads: int) -> str:
     """The CPU's model and the threads in use: "Apple M2 Pro, 8 threads"."""
-    return f"{_cpu_model()}, {threads} thread{'s' if threads != 1 else ''}"
+    return f"{cpu_model()}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 def describe_gpu() -> str:
@@ -54,7 +54,8 @@ def torch_device(wanted: Literal["auto", "cpu", "cuda"], *, runtime: str, instal
     return "cuda" if available and wanted != "cpu" else "cpu"
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Its brand: "Apple M2 Pro"; what kind of machine it is, where the system does not tell."""
     if sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "Mac"

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from harness.core.manifests import read_jsonl, read_manifest, write_jsonl
 from harness.core.recordings import read_samples
 from harness.core.records import Transcript, Utterance
 from harness.errors import DataError
+from harness.score.chunks import split
+from harness.score.device import device_details
 from harness.score.memory import VramMeter, peak_ram_mib
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -32,6 +34,14 @@ class Recogniser(Protocol):
 
     def transcribe(self, samples: np.ndarray, /) -> str:
         """The text of float32 [num_samples] of any length, 16 kHz mono in [-1, 1]."""
+
+
+@runtime_checkable
+class BatchRecogniser(Recogniser, Protocol):
+    """A loaded model whose library hears several recordings at once."""
+
+    def transcribe_batch(self, recordings: Sequence[np.ndarray], /) -> list[str]:
+        """The text of each, as `transcribe` gives it but for the rounding of a larger batch."""
 
 
 def transcribe_set(
@@ -71,6 +81,7 @@ def transcribe_set(
         "warm_up_s": warm_up_s,
         "peak_ram_mib": peak_ram_mib(),
         "peak_vram_mib": meter.peak_mib,
+        "device_details": device_details(),
     }
 
 
@@ -78,6 +89,26 @@ def read_transcripts(folder: Path) -> list[Transcript]:
     """The transcripts that `transcribe_set` left in `folder`."""
     names = Transcript.__dataclass_fields__
     return [Transcript(**{name: row[name] for name in names}) for row in read_jsonl(folder / TRANSCRIPTS_FILE)]
+
+
+def clocked(recogniser: Recogniser, samples: np.ndarray, *, name: str) -> Transcript:
+    """Transcribe one recording against the clock; whatever the runtime raises is told in place of a text."""
+    start = time.perf_counter()
+    try:
+        text = recogniser.transcribe(samples)
+    except Exception as error:  # noqa: BLE001 - whatever a runtime raises, the other utterances go on
+        return _failed(name, error, wall_s=time.perf_counter() - start)
+    return Transcript(id=name, text=text, wall_s=time.perf_counter() - start)
+
+
+def in_pieces(
+    recordings: Sequence[np.ndarray], *, max_s: float, transcribe: Callable[[list[np.ndarray]], list[str]]
+) -> list[str]:
+    """The texts of recordings of any length, by a library that hears a list of pieces of at most `max_s` at once."""
+    pieces = [split(samples, max_s=max_s) for samples in recordings]
+    texts = iter(transcribe([piece for own in pieces for piece in own]))
+    heard = [[next(texts).strip() for _ in own] for own in pieces]
+    return [" ".join(text for text in own if text) for own in heard]
 
 
 def _transcribe_all(utterances: list[Utterance], *, heldout: Artifact, recogniser: Recogniser, work: Work) -> None:
@@ -100,15 +131,15 @@ def _transcribe_all(utterances: list[Utterance], *, heldout: Artifact, recognise
 
 
 def _transcribe(utterance: Utterance, *, heldout: Artifact, recogniser: Recogniser) -> Transcript:
-    start = None
     try:
         samples = read_samples(heldout.path / utterance.audio)
-        start = time.perf_counter()
-        text = recogniser.transcribe(samples)
-        return Transcript(id=utterance.id, text=text, wall_s=time.perf_counter() - start)
-    except Exception as error:  # noqa: BLE001 - whatever a runtime raises, the other utterances go on
-        wall_s = time.perf_counter() - start if start is not None else 0.0
-        return Transcript(id=utterance.id, text=None, wall_s=wall_s, error=f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - an unreadable recording fails alone
+        return _failed(utterance.id, error, wall_s=0.0)
+    return clocked(recogniser, samples, name=utterance.id)
+
+
+def _failed(name: str, error: Exception, *, wall_s: float) -> Transcript:
+    return Transcript(id=name, text=None, wall_s=wall_s, error=f"{type(error).__name__}: {error}")
 
 
 def _finished(path: Path) -> dict[str, dict[str, Any]]:

@@ -13,10 +13,11 @@ from harness.core.manifests import SAMPLE_RATE_HZ
 from harness.errors import ExportError
 from harness.score.chunks import WINDOW_S, split
 from harness.score.processor import describe_cpu, describe_gpu, physical_cores, torch_device
-from harness.score.transcribe import transcribe_set
+from harness.score.transcribe import in_pieces, transcribe_set
 from harness.suite.spec import RuntimeSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
@@ -56,10 +57,16 @@ class Recogniser:
         texts = [self._transcribe(piece) for piece in split(samples)]
         return " ".join(text for text in texts if text)
 
+    def transcribe_batch(self, recordings: Sequence[np.ndarray], /) -> list[str]:
+        return in_pieces(recordings, max_s=WINDOW_S, transcribe=self._transcribe_all)
+
     def _transcribe(self, samples: np.ndarray) -> str:
+        return self._transcribe_all([samples])[0]
+
+    def _transcribe_all(self, pieces: list[np.ndarray]) -> list[str]:
         import torch
 
-        features = self.processor(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features
+        features = self.processor(pieces, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features
         with torch.inference_mode():
             tokens = self.model.generate(
                 features.to(self.model.device),
@@ -69,7 +76,7 @@ class Recogniser:
                 num_beams=1,
                 do_sample=False,
             )
-        return str(self.processor.batch_decode(tokens, skip_special_tokens=True)[0]).strip()
+        return [text.strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
 def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
@@ -77,14 +84,13 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
 
     Raises ExportError for a model that does not know the language, MissingError without torch or the CUDA asked for.
     """
-    device = _device(spec)
     threads = spec.threads or physical_cores()
     return transcribe_set(
         inputs["heldout"][0],
         load=lambda: recogniser(spec, inputs["export"][0]),
         work=work,
         runtime=f"transformers {version('transformers')}, torch {version('torch')}",
-        device=describe_cpu(threads) if device == "cpu" else describe_gpu(),
+        device=described(spec),
         decoding={
             "strategy": "greedy",
             "language": spec.language,
@@ -102,6 +108,11 @@ def recogniser(spec: Spec, export: Artifact) -> Recogniser:
     """An export, loaded as `run` loads it. Raises ExportError and MissingError as it does."""
     threads = spec.threads or physical_cores()
     return load(export.path / MODEL_FOLDER, device=_device(spec), threads=threads, language=spec.language)
+
+
+def described(spec: Spec) -> str:
+    """Where an export runs, in words. Raises MissingError as `run` does."""
+    return describe_cpu(spec.threads or physical_cores()) if _device(spec) == "cpu" else describe_gpu()
 
 
 def load(folder: Path, *, device: Literal["cpu", "cuda"], threads: int, language: str) -> Recogniser:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.core.artifact import Resources
+from harness.core.ggml_file import check_ggml
 from harness.core.manifests import SAMPLE_RATE_HZ
 from harness.errors import DataError, ExportError
 from harness.score.chunks import WINDOW_S, split
@@ -173,14 +174,13 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
     path = export.path / MODEL_FILE
     _check_size(path, expected=export.meta.get("size_bytes"))
     threads = spec.threads or physical_cores()
-    gpu = gpu_backend() if spec.device == "auto" else None
     parameters = decoding(spec)
     return transcribe_set(
         inputs["heldout"][0],
         load=lambda: load(path, spec=spec, threads=threads),
         work=work,
         runtime=f"whisper.cpp of pywhispercpp {version('pywhispercpp')}",
-        device=f"{gpu} GPU" if gpu else describe_cpu(threads),
+        device=described(spec),
         decoding={
             "strategy": "greedy" if spec.beam_size == 1 else "beam_search",
             **parameters,
@@ -213,6 +213,12 @@ def recogniser(spec: Spec, export: Artifact) -> Recogniser:
     return load(path, spec=spec, threads=spec.threads or physical_cores())
 
 
+def described(spec: Spec) -> str:
+    """Where an export runs, in words."""
+    gpu = gpu_backend() if spec.device == "auto" else None
+    return f"{gpu} GPU" if gpu else describe_cpu(spec.threads or physical_cores())
+
+
 def load(path: Path, *, spec: Spec, threads: int) -> Recogniser:
     """Load a ggml file.
 
@@ -223,6 +229,7 @@ def load(path: Path, *, spec: Spec, threads: int) -> Recogniser:
 
     if not path.is_file():
         raise ExportError(f"{path} does not exist; export the model again")
+    check_ggml(path)
     _check_type(path, spec=spec)
     with _messages():
         language = _pywhispercpp.whisper_lang_id(spec.language)

@@ -181,6 +181,18 @@ def test_json_and_markdown(done: Finished) -> None:
     )  # fmt: skip
 
 
+def test_speed_of_several_devices_is_told_apart(done: Finished) -> None:
+    told = "test: Rows of different devices are not comparable in speed."
+    lines = board(done)
+    alone = render(lines, form="md")
+    assert told not in alone
+    assert "| device |" not in alone
+    several = render([{**lines[0], "device": "an abacus"}, *lines[1:]], form="md")
+    assert told in several
+    assert "| device |" in several.splitlines()[0]
+    assert "| an abacus |" in several.splitlines()[2]
+
+
 def test_an_empty_board_has_its_columns() -> None:
     assert next(csv.reader(io.StringIO(render([], form="csv")))) == list(COLUMNS)
     assert json.loads(render([], form="json")) == []

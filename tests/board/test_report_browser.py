@@ -118,6 +118,53 @@ def test_sorting_and_filtering_the_leaderboard(browser: Any, report: Path) -> No
         assert "zero-shot" in shown(page)[0]
 
 
+@pytest.fixture(scope="module")
+def two_devices(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """Three models on a GPU, the others on a CPU, ten times as slow; one was measured on a Mac besides."""
+    done = finished(tmp_path_factory.mktemp("devices"))
+    board = [
+        {**line, "device": "a GPU" if "onnx" in line["row"] else "a CPU", "rtf/studio-metal": None}
+        for line in lines(done.plan, done.store, run_ids={})
+    ]
+    for line in board:
+        line["rtf"] = (0.01 if line["device"] == "a GPU" else 0.1) * (2 - line["wer"])
+        if line["row"] == "base_lr3e-5_ggml-f16":
+            line["rtf/studio-metal"] = 0.05
+    return write_report(done.plan, done.store, board=board, folder=done.path.parent / "results" / "small"), board
+
+
+def test_speed_is_compared_within_one_device(browser: Any, two_devices: tuple[Path, list[dict[str, Any]]]) -> None:
+    path, board = two_devices
+    with opened(browser, path, **LAPTOP) as page:
+        page.locator("#cost").scroll_into_view_if_needed()
+        page.wait_for_selector("#chart-rtf .main-svg")
+        assert page.locator("#device option").all_inner_texts() == ["a CPU", "a GPU", "studio-metal"]
+        for place in ("a GPU", "a CPU", "studio-metal"):
+            page.locator("#device").select_option(place)
+            front, *points = page.evaluate("document.getElementById('chart-rtf').data.map((trace) => trace.x)")
+            column = "rtf" if place.startswith("a ") else f"rtf/{place}"
+            own = [line for line in board if line["heldout"] == "test" and (column != "rtf" or line["device"] == place)]
+            measured = sorted(line[column] for line in own if line[column] is not None)
+            assert sorted(x for (x,) in points) == pytest.approx(measured)
+            # The slower a model here, the fewer its errors: all are on the front of their own device.
+            assert front == pytest.approx(measured)
+
+
+def test_sorting_by_speed_keeps_devices_apart(browser: Any, two_devices: tuple[Path, list[dict[str, Any]]]) -> None:
+    path, board = two_devices
+    device = {line["row"]: line["device"] for line in board}
+    with opened(browser, path, **LAPTOP) as page:
+        page.locator("#board-set").select_option("test")
+        by_rtf = page.locator("#board th[data-column=rtf] button")
+        for _ in ("ascending", "descending"):
+            by_rtf.click()
+            assert [device[row] for row in shown(page)] == ["a CPU"] * 3 + ["a GPU"] * 3
+        fastest = [line["row"] for line in sorted(board, key=lambda line: line["rtf"]) if line["heldout"] == "test"]
+        assert shown(page)[::-1] == fastest
+        page.locator("#board th[data-column=wer] button").click()
+        assert [device[row] for row in shown(page)] == ["a CPU", "a GPU"] * 3, "accuracy is the same everywhere"
+
+
 def test_filters_of_utterances_and_their_alignment(browser: Any, report: Path) -> None:
     with opened(browser, report, **LAPTOP) as page:
         go_to_utterances(page)

@@ -9,9 +9,8 @@ import pytest
 import soundfile
 
 from harness.board import devices
-from harness.core.records import Transcript
 from harness.errors import DataError, HarnessError, MissingError, SuiteError
-from harness.promote.bench import buckets, host_name, measure, read_any, sounds, unpacked
+from harness.promote.bench import host_name, measure, read_any, sounds, unpacked
 from harness.promote.parcel import opened
 from harness.promote.runtime import Loaded, load
 from tests.conftest import AELITA
@@ -94,19 +93,6 @@ def test_clips_that_fail(made: Path, tmp_path: Path, fails: int) -> None:
             run(made, tmp_path, load=broken)
     else:
         assert run(made, tmp_path, load=broken).num_failed == 1
-
-
-def test_buckets() -> None:
-    heard = [(second, Transcript(str(second), "да", second / 10)) for second in (1.0, 2.0, 3.0, 12.0, 45.0)]
-    found = buckets(heard)
-    assert [(item["from_s"], item["to_s"], item["num_clips"]) for item in found] == [
-        (0.0, 3.0, 2),
-        (3.0, 10.0, 1),
-        (10.0, 30.0, 1),
-        (30.0, None, 1),
-    ]
-    assert [item["latency_p50_ms"] for item in found] == pytest.approx([150, 300, 1200, 4500])
-    assert all(item["rtf"] == pytest.approx(0.1) for item in found)
 
 
 def test_recordings_of_any_kind(tmp_path: Path) -> None:

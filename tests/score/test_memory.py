@@ -37,7 +37,7 @@ def output_of(code: str) -> str:
 def test_no_gpu_is_none():
     with VramMeter() as meter:
         pass
-    assert meter.peak_mib is None
+    assert (meter.peak_mib, meter.idle_mib) == (None, None)
 
 
 @pytest.fixture
@@ -75,3 +75,4 @@ def test_peak_vram(gpu, own, used, torch, expected):
     with VramMeter() as meter:
         gpu.own, gpu.used, gpu.torch = own, used, torch
     assert meter.peak_mib == expected
+    assert meter.idle_mib == 500

@@ -172,3 +172,15 @@ nemo.run(nemo.Spec(device="cpu", threads=1), inputs, work)
 """
     done = subprocess.run([sys.executable, "-c", job], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "greedy_batch"])
+def test_a_batch_hears_what_one_by_one_is_heard(served, exported, strategy):
+    clips = [samples.astype(np.float32) / 2**15 for samples in recordings(CLIPS).values()]
+    for loaded in (
+        nemo.recogniser(Spec(device="cpu", threads=1, strategy=strategy), served),
+        onnx.recogniser(onnx.Spec(device="cpu", threads=1), exported),
+    ):
+        texts = loaded.transcribe_batch(clips)
+        assert texts == [loaded.transcribe(samples) for samples in clips]
+        assert len(set(texts)) == len(clips)

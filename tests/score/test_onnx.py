@@ -155,3 +155,12 @@ def test_the_kinds_load_nothing_heavy():
     code = "import sys, harness.score.onnx, harness.export.whisper_onnx; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "torch", "transformers", "onnx", "onnxruntime", "onnx_asr", "soundfile", "pynvml"} & {*loaded}
+
+
+def test_a_batch_hears_what_one_by_one_is_heard(exported):
+    loaded = onnx.recogniser(Spec(device="cpu", threads=1), exported)
+    clip, _ = soundfile.read(AELITA / "clips" / "ru_0001.opus", dtype="float32")
+    clips = [clip, clip[: len(clip) // 2], np.resize(clip, 33 * 16_000)]
+    texts = loaded.transcribe_batch(clips)
+    assert [text[:100] for text in texts] == [loaded.transcribe(samples)[:100] for samples in clips]
+    assert all(texts)

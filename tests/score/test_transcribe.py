@@ -13,7 +13,7 @@ from harness.core.manifests import read_jsonl, write_manifests
 from harness.core.recordings import read_samples
 from harness.core.records import Utterance
 from harness.errors import DataError
-from harness.score.transcribe import read_transcripts, transcribe_set
+from harness.score.transcribe import clocked, in_pieces, read_transcripts, transcribe_set
 from tests.conftest import artifact
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def test_all_utterances_are_heard_and_one_failure_stops_nothing(tmp_path, work):
     assert meta["load_s"] >= 0
     assert meta["warm_up_s"] > 0
     assert meta["peak_ram_mib"] > 1
+    assert meta["device_details"]["cpu"]["model"]
 
 
 def test_a_set_that_fails_altogether_is_still_a_result(tmp_path, work):
@@ -115,3 +116,25 @@ def test_only_16_khz_mono_is_read(tmp_path, shape, rate_hz, found):
     with pytest.raises(DataError, match=f"{found} channels, not 16000 Hz mono") as caught:
         read_samples(tmp_path / "a.wav")
     assert "a.wav" in str(caught.value)
+
+
+def test_what_a_runtime_raises_is_clocked_too():
+    done, failed = (clocked(Fake(), np.zeros(seconds * RATE, np.float32), name="a") for seconds in (2, 13))
+    assert (done.id, done.text, done.error) == ("a", "2 секунд", None)
+    assert (failed.id, failed.text, failed.error) == ("a", None, "ValueError: unlucky")
+    assert min(done.wall_s, failed.wall_s) > 0
+
+
+def test_texts_of_a_batch_go_back_to_their_recordings():
+    batches = []
+
+    def transcribe(pieces):
+        batches.append(len(pieces))
+        return [f" {len(piece) / RATE:g} " if len(piece) > RATE else " " for piece in pieces]
+
+    recordings = [np.ones(int(seconds * RATE), np.float32) for seconds in (2, 65, 0.5, 3)]
+    texts = in_pieces(recordings, max_s=30, transcribe=transcribe)
+    assert batches == [6], "all pieces at once"
+    assert [texts[0], *texts[2:]] == ["2", "", "3"]
+    assert sum(map(float, texts[1].split())) == pytest.approx(65)
+    assert len(texts[1].split()) == 3

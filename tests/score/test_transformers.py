@@ -123,3 +123,12 @@ def test_the_kinds_load_nothing_heavy():
     code = "import sys, harness.score.transformers, harness.export.whisper_checkpoint; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "torch", "transformers", "soundfile"} & {*loaded}
+
+
+def test_a_batch_hears_what_one_by_one_is_heard(trained, monkeypatch):
+    monkeypatch.setattr(transformers, "MAX_TOKENS", 60)
+    loaded = transformers.recogniser(Spec(device="cpu", threads=1), trained)
+    clips = [samples.astype(np.float32) / 2**15 for samples in recordings(CLIPS).values()]
+    texts = loaded.transcribe_batch(clips)
+    assert [text[:100] for text in texts] == [loaded.transcribe(samples)[:100] for samples in clips]
+    assert len(set(texts)) == len(clips)
