@@ -28,10 +28,17 @@ def dataset_input(step: Step, artifact: Artifact, *, context: Context) -> Any:
 
     uri = json.dumps({"uri": artifact.path.resolve().as_posix()})
     source = get_dataset_source_from_json(source_json=uri, source_type="local")
-    name = step.name.removeprefix(f"{step.stage} ")
-    described = MetaDataset(source, name=name, digest=step.key[:DIGEST_LENGTH]).to_dict()
+    described = MetaDataset(source, name=set_name(step), digest=set_digest(step)).to_dict()
     profile = json.dumps({**_figures(artifact), **_origins(step)}, ensure_ascii=False)
     return DatasetInput(Dataset(**described, profile=profile), [InputTag(CONTEXT_TAG, context)])
+
+
+def set_name(step: Step) -> str:
+    return step.name.removeprefix(f"{step.stage} ")
+
+
+def set_digest(step: Step) -> str:
+    return step.key[:DIGEST_LENGTH]
 
 
 def _figures(artifact: Artifact) -> dict[str, Any]:
@@ -54,7 +61,7 @@ def _origins(step: Step) -> dict[str, str]:
     """Where the recordings came from, and under which licence."""
     origins = {}
     for prepared in step.inputs.get("datasets", ()):
-        name = prepared.name.removeprefix(f"{prepared.stage} ")
+        name = set_name(prepared)
         for field, of in (("path", "from"), ("licence", "licence of")):
             if value := getattr(prepared.spec, field, ""):
                 origins[f"{of} {name}"] = str(value)

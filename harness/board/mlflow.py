@@ -1,11 +1,12 @@
 """The board in MLflow: a projection of the store, made once per row and variant, rebuilt when asked.
 
 One experiment per suite; a parent run per `harness run`; below it a run per variant, with its training curves, and a
-run per row of the board.
+run per row of the board. Each export is a logged model that its rows refer to.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import __version__
-from harness.board.behaviour import BEHAVIOUR
-from harness.board.inputs import dataset_input
-from harness.core.files import replace_text
+from harness.board.environment import ENVIRONMENT_FILE, environment
+from harness.board.inputs import dataset_input, set_digest, set_name
+from harness.board.mlflow_models import Models
+from harness.core.files import parse_json, replace_text
 from harness.core.manifests import read_jsonl
 from harness.engine.search import RESUMED, trained_name
 from harness.errors import MissingError
@@ -45,6 +47,8 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 """For a server, unless the user says otherwise: MLflow's own defaults wait for minutes, at every call."""
+SILENCE = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+"""A server's client prints a line for each run that ends, into the board that a program reads."""
 
 
 def default_uri(folder: Path) -> str:
@@ -82,8 +86,18 @@ class Projection:
         self._refusal: Exception | None = None
         self._replaced: dict[str, str] = {}
         """Runs that a rebuild puts others in the place of."""
+        self._figures: dict[str, str] = {}
+        """Key of a score step → hash of its line as MLflow has it: ranks and intervals change with other rows."""
+        self._devices: list[str] = []
         known = _read_record(record, uri=self.uri)
-        self.runs, self._replaced = ({}, known) if rebuild else (known, {})
+        self.runs, self._replaced = ({}, known["runs"]) if rebuild else (known["runs"], {})
+        self._figures = {} if rebuild else known["figures"]
+        self.models = Models.of_record(known["models"], rebuild=rebuild)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether other machines can write to it; a database in a file is of this one alone."""
+        return not self.uri.startswith("sqlite:")
 
     def training_environment(self, step: Step) -> dict[str, str]:
         """Where the process of a train step logs its curves; a resumed training goes on in its old run."""
@@ -100,10 +114,11 @@ class Projection:
     def project(
         self, plan: Plan, board: list[Line], *, artifacts: dict[str, Artifact], stopped: Sequence[Stopped] = ()
     ) -> None:
-        """Write every row, and every variant's curves, that MLflow does not have yet.
+        """Write every row, and every variant's curves, that MLflow does not have yet, or has with other figures.
 
         artifacts: key of a score or train step → its artifact. stopped: variants without rows.
         """
+        self._devices = [line["device"] for line in board if line["device"]]
         trained = {row.trained.key: row.trained for row in plan.rows if row.trained}
         for step in (trained | {variant.trial.key: variant.trial for variant in stopped}).values():
             if step.key in artifacts and step.key not in self.runs:
@@ -111,18 +126,23 @@ class Projection:
                 self.training_ended(step, succeeded=True)
         for variant in stopped:
             self._tag_stopped(variant)
-        lines = {(line["row"], line["heldout"]): line for line in board}
-        for row in plan.rows:
+        rows = {(row.row, row.heldout): row for row in plan.rows}
+        # The best last: among equal figures MLflow's page puts the latest run first.
+        for line in reversed(board):
+            row = rows[line["row"], line["heldout"]]
             if row.scored.key in artifacts and row.scored.key not in self.runs:
-                self._row(row, lines[row.row, row.heldout], artifacts[row.scored.key])
-            if row.scored.key in self.runs and (row.row, row.heldout) in lines:
-                self._behaviour(row, lines[row.row, row.heldout])
+                self._row(row, line, artifacts[row.scored.key])
+            elif row.scored.key in self.runs and self._figures.get(row.scored.key) != _hash(line):
+                self._refresh(row, line)
+        if self.models.register(plan, board, runs=self.runs, connect=self._open):
+            self._save()
 
     def close(self, *, attach: list[Path], status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End the parent run, if one was begun, with the board's files attached, and trainings that were cut off."""
         for key in self._training:
             self._open().set_terminated(self.runs[key], "KILLED")
         if self.parent:
+            self._open().log_text(self.parent, environment(self._devices), ENVIRONMENT_FILE)
             for path in attach:
                 self._open().log_artifact(self.parent, str(path))
             self._open().set_terminated(self.parent, status)
@@ -141,8 +161,8 @@ class Projection:
 
     def _connect(self) -> tuple[Any, str]:
         """A client, and the suite's experiment."""
-        if not self.uri.startswith("sqlite:"):
-            for name, value in PATIENCE.items():
+        if self.is_served:
+            for name, value in (PATIENCE | {SILENCE: "true"}).items():
                 os.environ.setdefault(name, value)
         try:
             from mlflow import MlflowClient
@@ -208,40 +228,62 @@ class Projection:
             self._open().log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
 
     def _row(self, row: Row, line: Line, artifact: Artifact) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import LoggedModelInput, Param
 
         client = self._open()
         run_id = self._run(f"{row.row} {row.heldout}", parent=self.parent, tags={"stage": "score", "model": row.model})
-        numbers = {
-            name: value
-            for name, value in line.items()
-            if isinstance(value, int | float | bool) and name not in BEHAVIOUR
-        }
-        words = {name: value for name, value in line.items() if isinstance(value, str) and name != "run_id"}
+        model_id = self._model(row)
+        if model_id:
+            client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+        self._log_figures(run_id, row, line)
         decoding = _flat(artifact.meta.get("decoding") or {})
-        now_ms = int(time.time() * 1000)
-        client.log_batch(
-            run_id,
-            # MLflow allows no "@" in a name.
-            metrics=[Metric(name.replace("@", "/"), float(value), now_ms, 0) for name, value in numbers.items()],
-            params=[Param(f"decoding.{name}", str(value)) for name, value in decoding.items()],
-            tags=[RunTag(name, value) for name, value in words.items()],
-        )
+        client.log_batch(run_id, params=[Param(f"decoding.{name}", str(value)) for name, value in decoding.items()])
         client.log_artifact(run_id, str(artifact.path / "hypotheses.jsonl"))
         heldout: Context = "testing" if row.split_role == "test" else "validation"
         trained_on = row.trained.inputs["train"] if row.trained else ()
         self._inputs(run_id, {heldout: row.scored.inputs["heldout"], "training": trained_on})
         client.set_terminated(run_id)
+        self._figures[row.scored.key] = _hash(line)
         self._remember(row.scored.key, run_id)
 
-    def _behaviour(self, row: Row, line: Line) -> None:
-        """What probes found: a suite may add them to rows that MLflow already has."""
-        figures = {name: line[name] for name in BEHAVIOUR if line[name] is not None}
-        known = f"{row.scored.key} {json.dumps(figures, sort_keys=True)}"
-        if figures and known not in self.runs:
-            for name, value in figures.items():
-                self._open().log_metric(self.runs[row.scored.key], name, value)
-            self._remember(known, self.runs[row.scored.key])
+    def _model(self, row: Row) -> str | None:
+        """The logged model of a row's export; None where the export is not at hand."""
+        artifact = self.find(row.exported)
+        if artifact is None:
+            return None
+        source_run = self.runs.get(row.trained.key) if row.trained else None
+        model_id = self.models.log(
+            row, artifact, client=self._client, experiment=self._experiment, source_run=source_run
+        )
+        self._save()
+        return model_id
+
+    def _log_figures(self, run_id: str, row: Row, line: Line) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        numbers = {name: value for name, value in line.items() if isinstance(value, int | float | bool)}
+        words = {name: value for name, value in line.items() if isinstance(value, str) and name != "run_id"}
+        now_ms = int(time.time() * 1000)
+        model_id = self.models.of_row(row)
+        (heldout,) = row.scored.inputs["heldout"]
+        of_model = {"model_id": model_id, "dataset_name": set_name(heldout), "dataset_digest": set_digest(heldout)}
+        self._open().log_batch(
+            run_id,
+            # MLflow allows no "@" in a name.
+            metrics=[
+                Metric(name.replace("@", "/"), float(value), now_ms, 0, **(of_model if model_id else {}))
+                for name, value in numbers.items()
+            ],
+            tags=[RunTag(name, value) for name, value in words.items()],
+        )
+
+    def _refresh(self, row: Row, line: Line) -> None:
+        """Other rows, probes and machines change the line of a row that MLflow already has."""
+        run_id = self.runs[row.scored.key]
+        if self._open().get_run(run_id).info.lifecycle_stage == "active":  # else somebody has deleted it
+            self._log_figures(run_id, row, line)
+        self._figures[row.scored.key] = _hash(line)
+        self._save()
 
     def _remember(self, key: str, run_id: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -250,22 +292,45 @@ class Projection:
         old = self._replaced.pop(key, "")
         # The parts of a training share a run.
         self._replaced = {other: run for other, run in self._replaced.items() if run != old}
-        replace_text(self.record, json.dumps({"uri": self.uri, "runs": self._replaced | self.runs}, indent=1))
+        self._save()
         if old:
             with suppress(MlflowException):  # somebody has deleted it already
                 self._client.delete_run(old)
 
+    def _save(self) -> None:
+        record = {
+            "uri": self.uri,
+            "runs": self._replaced | self.runs,
+            "figures": self._figures,
+            "models": self.models.as_record(),
+        }
+        replace_text(self.record, json.dumps(record, indent=1))
 
-def _read_record(path: Path, *, uri: str) -> dict[str, str]:
-    """The runs that were written to `uri` before; none where the record is damaged or the local store is gone."""
+
+def _read_record(path: Path, *, uri: str) -> dict[str, Any]:
+    """What was written to `uri` before; nothing where the record is damaged or the local store is gone.
+
+    Older records have runs only.
+    """
+    nothing: dict[str, Any] = {"runs": {}, "figures": {}, "models": {}}
     database = uri.removeprefix("sqlite:///")
     if not path.is_file() or (database != uri and not Path(database).is_file()):
-        return {}
+        return nothing
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return dict(stored["runs"]) if stored["uri"] == uri else {}
+        stored = parse_json(path.read_text(encoding="utf-8"))
+        if stored["uri"] != uri:
+            return nothing
+        known = nothing | {"runs": stored["runs"]} | {name: stored[name] for name in nothing if name in stored}
+        Models.of_record(known["models"], rebuild=False)
+        return {name: dict(value) for name, value in known.items()}
     except (ValueError, KeyError, TypeError):
-        return {}
+        return nothing
+
+
+def _hash(line: Line) -> str:
+    """Of what a line tells. `sealed_readings` grows by looking at it."""
+    told = {name: value for name, value in line.items() if name not in {"run_id", "sealed_readings"}}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,10 +1,14 @@
-"""Promoted models in MLflow's registry: a version each, and the aliases champion, previous and candidate."""
+"""Promoted models in MLflow's registry: the aliases champion, previous and candidate.
+
+The board has registered every export under the suite's name already; a promotion says on its version what became of it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.board.mlflow_models import DIGEST_TAG, ensure_model
 from harness.promote.promotion import CANDIDATE, PROMOTE, ROLLBACK
 
 if TYPE_CHECKING:
@@ -16,19 +20,24 @@ CHAMPION = "champion"
 PREVIOUS = "previous"
 SQLITE = "sqlite:///"
 FOLDER = "bundle"
-"""Of the row's run: the manifest lies there, and the version points to it. The weights stay in the bundle."""
-TAGS = ("bundle", "row", "reason", "forced", "by", "when", "target", "model_sha256")
+"""Of the row's run: the manifest lies there. The weights stay in the bundle."""
+TAGS = ("bundle", "row", "reason", "forced", "by", "when", "target", DIGEST_TAG)
 
 
 def register(name: str, *, entry: Entry, bundle: Path, run_id: str, uri: str) -> str:
-    """Add a version of the registered model `name`, and move the aliases. Returns the version.
+    """Mark the bundle's version of the registered model `name`, and move the aliases. Returns the version.
+
+    Where MLflow has no version of its files, one is added.
 
     entry: of the history. run_id: of the row's run, whose page then leads to the version. Raises what MLflow raises.
     """
     client = _client(uri)
-    if not client.search_registered_models(filter_string=f"name = '{name}'"):
-        client.create_registered_model(name, tags={"kind": "promoted speech models"})
-    version = _known(client, name, entry) or _created(client, name, entry, bundle=bundle, run_id=run_id)
+    ensure_model(client, name)
+    version = _known(client, name, entry) or _same_files(client, name, entry) or _created(client, name, run_id)
+    client.log_artifact(run_id, str(bundle / "manifest.json"), FOLDER)
+    for tag in TAGS:
+        client.set_model_version_tag(name, version, tag, str(entry.get(tag, "")))
+    client.update_model_version(name, version, description=str(entry["reason"]))
     if entry["action"] == PROMOTE:
         _move_champion(client, name, version)
     else:
@@ -62,12 +71,17 @@ def _known(client: Any, name: str, entry: Entry) -> str | None:
     return None
 
 
-def _created(client: Any, name: str, entry: Entry, *, bundle: Path, run_id: str) -> str:
-    client.log_artifact(run_id, str(bundle / "manifest.json"), FOLDER)
-    tags = {tag: str(entry.get(tag, "")) for tag in TAGS}
+def _same_files(client: Any, name: str, entry: Entry) -> str | None:
+    """A version of the same row and files that is of no bundle yet."""
+    for item in client.search_model_versions(filter_string=f"name = '{name}'"):
+        if "bundle" not in item.tags and all(item.tags.get(tag) == entry.get(tag) for tag in ("row", DIGEST_TAG)):
+            return str(item.version)
+    return None
+
+
+def _created(client: Any, name: str, run_id: str) -> str:
     source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
-    created = client.create_model_version(name, source, run_id, tags=tags, description=str(entry["reason"]))
-    return str(created.version)
+    return str(client.create_model_version(name, source, run_id, await_creation_for=0).version)
 
 
 def _move_champion(client: Any, name: str, version: str) -> None:

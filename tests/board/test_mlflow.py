@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from harness.board import mlflow as module
 from harness.board.inputs import dataset_input
 from harness.board.leaderboard import COLUMNS, lines
-from harness.board.mlflow import PARENT_TAG, PATIENCE, Projection, default_uri
+from harness.board.mlflow import PARENT_TAG, PATIENCE, SILENCE, Projection, default_uri
 from harness.core.manifests import write_manifests
 from harness.core.records import Utterance
 from harness.data.card import FIGURES_FILE, write_card
@@ -64,7 +64,7 @@ def projected(done: Finished, empty_database: Path, tmp_path_factory: pytest.Tem
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if nobody had set anything; put back afterwards."""
-    for name in PATIENCE:
+    for name in (*PATIENCE, SILENCE):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -88,7 +88,8 @@ def tracked(folder: Path, suite: str = "small") -> Tracked:
 
 def project(done: Finished, folder: Path, *, rebuild: bool = False) -> Projection:
     keyed = [step for row in done.plan.rows for step in (row.scored, row.trained) if step]
-    artifacts = {step.key: done.store.find(step.folder, key=step.key) for step in keyed}
+    found = {step.key: done.store.find(step.folder, key=step.key) for step in keyed}
+    artifacts = {key: artifact for key, artifact in found.items() if artifact}
     projection = Projection(
         "small",
         folder=folder,
@@ -119,7 +120,7 @@ def test_a_board_in_mlflow(projected: Path) -> None:
 
     (parent,) = [run for run in store.runs() if PARENT_TAG not in run.data.tags]
     assert (parent.info.run_name, parent.info.status) == ("run of small", "FINISHED")
-    assert [item.path for item in store.client.list_artifacts(parent.info.run_id)] == ["small.yaml"]
+    assert [item.path for item in store.client.list_artifacts(parent.info.run_id)] == ["environment.txt", "small.yaml"]
 
     variants = {run.info.run_name: run for run in store.runs(stage="train")}
     assert set(variants) == {"base lr3e-5"}
@@ -129,6 +130,7 @@ def test_a_board_in_mlflow(projected: Path) -> None:
         assert run.data.tags[PARENT_TAG] == parent.info.run_id
         assert run.info.status == "FINISHED"
     recorded = json.loads((projected / "runs.json").read_text("utf-8"))["runs"]
+    assert len(recorded) == 5
     assert set(recorded.values()) == {run.info.run_id for run in [*variants.values(), *rows.values()]}
 
 
@@ -232,7 +234,16 @@ def test_rebuild_after_somebody_deleted_a_run(done: Finished, folder: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"uri": 1}', '{"uri": "%URI%"}', '{"uri": "elsewhere", "runs": {"a": "b"}}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"uri": 1}',
+        '{"uri": "%URI%"}',
+        '{"uri": "elsewhere", "runs": {"a": "b"}}',
+        '{"uri": "%URI%", "runs": {"a": "b"}, "models": {"logged": 1}}',
+    ],
 )
 def test_a_record_that_does_not_fit_is_not_believed(folder: Path, text: str) -> None:
     record = folder / "runs.json"
@@ -306,3 +317,4 @@ def test_patience_is_what_the_user_says(tmp_path: Path, monkeypatch: pytest.Monk
         Projection("small", folder=tmp_path, record=tmp_path / "runs.json")._open()
     assert module.os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
     assert module.os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "20"
+    assert module.os.environ[SILENCE] == "true"
