@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.promote.install import Installed, Status
 
 mac = typer.Typer()
+FORCED = "bold yellow"
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder or .zip that `harness promote` wrote.")]
 TargetName = Annotated[str, typer.Option("--target", help="mimir, handy, voiceink or folder.")]
@@ -40,8 +41,6 @@ def install(bundle: BundlePath, target: TargetName = "mimir", to: Folder = None)
 
     chosen = targets.target(target)
     with opened(bundle.expanduser()) as parcel:
-        if parcel.manifest.forced:
-            say(f"FORCED past the gate: {parcel.manifest.forced}", style="bold yellow")
         if parcel.manifest.non_commercial:
             say(f"not for commercial use: {', '.join(parcel.manifest.non_commercial)}", style="yellow")
         found = installing.install(parcel, target=chosen, folder=_folder(to) or chosen.default_folder())
@@ -112,6 +111,8 @@ def bench(
         found = benching.measure(parcel, home=home, clips=clips, device=device.value, host=host)
     path = folder.expanduser() / f"bench-{found.host}.json"
     write(path, [found])
+    if parcel.manifest.forced:
+        say(parcel.manifest.authority, style=FORCED)
     say(f"{found.row} on {found.host} ({found.device}, {found.runtime}), {found.num_clips} clips:")
     _tell_speed("all", found.model_dump())
     for bucket in found.buckets:
@@ -129,8 +130,10 @@ def tell_installed(found: Installed, *, application: str) -> None:
     say(f"{state} {found.path}: {found.record['bundle']}")
     if found.record.get("heard") is not None and found.is_new:
         say(f'heard:     "{found.record["heard"]}"')
+    _tell_forced(found.record)
     if found.previous:
         say(f"previous:  {found.previous['bundle']} (harness rollback brings it back)")
+        _tell_forced(found.previous)
     if found.is_new and application != "a folder":
         say(f"restart {application} to use it")
 
@@ -147,11 +150,17 @@ def _tell_status(item: Status) -> None:
         whole = "its files are as they were installed" if not item.faults else f"DAMAGED: {'; '.join(item.faults)}"
         say(f"{item.path}\n  {record['bundle']}")
         say(f"  since {record['installed_at'][:19]} UTC, by {record['installed_by'] or '?'}")
-        say(f"  authority: {_authority(record)}", style="bold yellow" if _forced(record) else "")
+        say(f"  authority: {_authority(record)}", style=FORCED if _forced(record) else "")
         say(f"  {whole}", style="bold red" if item.faults else "")
     if item.previous:
         whole = "whole" if not item.previous_faults else f"DAMAGED: {'; '.join(item.previous_faults)}"
         say(f"  previous: {item.previous['bundle']}, {whole}")
+        _tell_forced(item.previous)
+
+
+def _tell_forced(record: dict[str, Any]) -> None:
+    if _forced(record):
+        say(f"  {_authority(record)}", style=FORCED)
 
 
 def _forced(record: dict[str, Any]) -> bool:

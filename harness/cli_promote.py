@@ -23,6 +23,10 @@ promotion = typer.Typer()
 SuitePath = Annotated[Path, typer.Argument(metavar="SUITE", help="The suite's YAML file.")]
 Results = Annotated[Path, typer.Option("--results", envvar="HARNESS_RESULTS", help="Folder of results and the store.")]
 RESULTS = Path("results")
+Shared = Annotated[
+    str | None,
+    typer.Option("--store", envvar="HARNESS_STORE", metavar="URL", help="Shared store: s3://… or gs://…, as a bucket."),
+]
 
 
 @promotion.command()
@@ -40,6 +44,7 @@ def promote(
         str | None, typer.Option("--force", metavar="REASON", help="Past the gate; stands wherever the model is shown.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge only; bundle and install nothing.")] = False,
+    shared: Shared = None,
     results: Results = RESULTS,
 ) -> None:
     """Judge the best model by the gate, bundle it, install it."""
@@ -47,11 +52,11 @@ def promote(
     from harness.board.mlflow import Projection
     from harness.promote import promotion as promoting
     from harness.promote import targets
-    from harness.terminal import gate_table
+    from harness.terminal import Watch, gate_table
 
     if force is not None and not force.strip():
         raise SuiteError("--force needs a reason, which stands wherever the model is shown: --force 'why'")
-    planned, store = open_suite(suite, results)
+    planned, store = open_suite(suite, results, remote=shared)
     folder = results / planned.suite.suite
     if planned.suite.promote is None:
         raise SuiteError(f"{suite} declares no promotion; add: promote: {{target: mimir}}")
@@ -59,7 +64,9 @@ def promote(
     place = None if dry_run or candidate else _place(to, target)
     tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json")
     lines = board_lines(planned, store, folder=folder, tracking=tracking, suite=suite, command="promote")
-    decision = promoting.decide(planned, lines, store, folder=folder, target=target, row=model)
+    decision = promoting.decide(
+        planned, lines, store, folder=folder, target=target, row=model, watch=lambda total: Watch(out, total=total)
+    )
     out.print(gate_table(decision.chosen.row, decision.conditions, told=told_of_readings(lines)))
     if not candidate:
         promoting.check_gate(decision, force=force)
@@ -117,6 +124,8 @@ def _register(planned: Plan, done: Promoted, tracking: Any) -> None:
 
 def _tell(done: Promoted, place: Path | Remote | None, *, target: Target) -> None:
     say(f"bundle:    {done.bundle} (and .zip)")
+    if done.entry["forced"] and done.installed is None:
+        say(done.entry["reason"], style="bold yellow")
     if done.installed is not None:
         tell_installed(done.installed, application=target.title)
     elif place is not None:

@@ -156,6 +156,7 @@ def _transcribe(work: Work, *, row: Any, heard: Heard) -> dict[str, Any]:
 MAKE: Mapping[str, Callable[[Work, Step], dict[str, Any]]] = {
     "base": lambda _work, _step: {"licence": "mit"},
     "select": _select,
+    "leakage": lambda _work, _step: {"num_leaks": 0},
     "train": _train,
     "export": _export,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from harness.board.devices import DEVICES_FILE
 from harness.engine.store import Store
+from harness.promote.history import append
 from harness.promote.runtime import Loaded
 from tests.boards import SUITE, Finished, finished
 from tests.conftest import Harness
@@ -110,6 +112,32 @@ def test_the_gate_says_no_unless_forced(harness: Harness, done: Finished, tmp_pa
     assert "FORCED past the gate: a demo tomorrow" in harness("install", made, "--to", tmp_path / "other").out
 
 
+@pytest.mark.usefixtures("untracked")
+def test_what_was_forced_is_told_wherever_the_model_is_shown(harness: Harness, done: Finished, tmp_path: Path) -> None:
+    told = "FORCED past the gate: a demo\ntomorrow"
+    forced = ["promote", done.path, "--model", ZERO_SHOT, "--force", "a demo\ntomorrow"]
+    assert "FORCED: a demo\ntomorrow (not met: WER gain over zero-shot)" in harness(*forced, "--candidate").out
+    assert told in harness(*forced, "--to", "m").out
+    (made,) = (tmp_path / "results" / "small" / "bundles").glob("*.zip")
+    assert told in harness("bench", made, "--host", "studio").out
+    assert told in harness("promote", done.path, "--to", "m").out, "it is what a rollback would bring back"
+    ended = harness("status", "--to", "m")
+    assert "authority: the gate let it pass" in ended.out
+    assert told in ended.out
+    assert told in harness("rollback", "--to", "m").out
+    on_board = re.compile(rf"{ZERO_SHOT}, promoted 20\S+ by \S+: FORCED: a demo tomorrow \(not met: WER gain over zero")
+    for shown in (["board", done.path], ["board", done.path, "--format", "md"], ["board", done.path, "--rebuild"]):
+        assert on_board.search(harness(*shown).out), shown
+    for name in ("leaderboard.csv", "report.html"):
+        assert on_board.search((tmp_path / "results" / "small" / name).read_text("utf-8")), name
+    noted = json.loads(harness("board", done.path, "--format", "json").out)
+    assert {line["row"] for line in noted if line["note"]} == {ZERO_SHOT}
+    # Only as long as the gate has not let it pass.
+    changed(done, "by_wer: 0.02", "non_inferior_by: 0.01")
+    assert harness("promote", done.path, "--model", ZERO_SHOT, "--to", "m").code == 0
+    assert "FORCED" not in harness("board", done.path).out
+
+
 def test_a_reason_that_was_not_needed_is_not_held_against_it(harness: Harness, done: Finished, tmp_path: Path) -> None:
     assert harness("promote", done.path, "--to", "m", "--force", "to be sure").code == 0
     assert "authority: the gate let it pass" in harness("status", "--to", "m").out
@@ -131,20 +159,25 @@ def test_champion_challenge(harness: Harness, done: Finished, tmp_path: Path) ->
     assert f"WER gain over champion {SECOND}" in ended.out
     assert ended.code == 0
     changed(done, "[1e-5, 3e-5]", "[3e-5]")
+    shutil.rmtree(tmp_path / "results" / "small" / "bundles")
     ended = harness("promote", done.path, "--to", "m", "--dry-run")
     assert ended.code == 2
     assert f"the champion '{BEST}', promoted 20" in ended.err
-    assert "is no row of this suite any more" in ended.err
+    assert "is no row of this suite any more, and its bundle" in ended.err
 
 
-def test_a_champion_that_the_suite_trains_otherwise_now(harness: Harness, done: Finished, tmp_path: Path) -> None:
+def test_a_champion_that_left_the_suite_is_heard_again(harness: Harness, done: Finished, tmp_path: Path) -> None:
     changed(done, "better_than: zero-shot, by_wer: 0.02", "better_than: champion")
-    harness("promote", done.path, "--to", "m", "--model", SECOND)
-    path = tmp_path / "results" / "small" / "promotions.jsonl"
-    entry = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps(entry | {"model_sha256": "0" * 64}) + "\n", encoding="utf-8")
-    ended = harness("promote", done.path, "--dry-run", "--to", "m")
-    assert f"WER gain over champion {SECOND} (as this suite trains it now)" in ended.out
+    model = write_ggml(tmp_path / "model.bin").read_bytes()
+    made = bundle(tmp_path / "results" / "small" / "bundles", model, name="base_old_ggml-f16")
+    entry = {"when": "2026-01-02", "action": "promote", "row": "base_old_ggml-f16", "bundle": made.name}
+    append(tmp_path / "results" / "small" / "promotions.jsonl", entry)
+    ended = harness("promote", done.path, "--dry-run")
+    assert ended.code == 0
+    assert f"done    transcribe {made.name} test" in ended.out
+    (gain,) = (line for line in ended.out.splitlines() if line.startswith(f"WER gain over champion {made.name}"))
+    assert gain.split()[-1] == "met"
+    assert "transcribe" not in harness("promote", done.path, "--dry-run").out
 
 
 def test_readings_of_sealed_sets_are_counted(harness: Harness, done: Finished) -> None:
@@ -215,6 +248,7 @@ def test_promotions_are_in_mlflows_registry(harness: Harness, done: Finished, tm
 
     def aliases() -> dict[str, str]:
         named = client.get_registered_model("small").aliases
+        assert client.get_model_version("small", named.pop("best")).tags["row"] == BEST
         return {name: client.get_model_version("small", version).tags["row"] for name, version in named.items()}
 
     assert aliases() == {"candidate": SECOND}
@@ -334,6 +368,18 @@ def test_sending_that_fails(
 def test_wrong_arguments(harness: Harness, arguments: list[str], code: int, message: str) -> None:
     ended = harness(*arguments)
     assert (ended.code, message in ended.err) == (code, True), ended.err
+
+
+def test_mimirs_folder_is_missing(harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bundle(tmp_path / "b", b"a model")
+    monkeypatch.setattr("harness.promote.targets.sys.platform", "darwin")
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    for command in (["install", made], ["status"], ["rollback"]):
+        ended = harness(*command)
+        assert ended.code == 3
+        assert "mimir does not exist; start Mimir once, or give another folder: --to DIR" in ended.err
+    assert not (tmp_path / "home").exists()
 
 
 def test_status_of_a_damaged_model_ends_with_1(harness: Harness, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ class Spec(ExportSpec):
 
     kind: Literal["parakeet_nemo"] = "parakeet_nemo"
     accepts: ClassVar[tuple[str, ...]] = ("parakeet",)
+    is_checkpoint: ClassVar[bool] = True
 
     @property
     def label(self) -> str:

@@ -13,6 +13,7 @@ class Spec(ExportSpec):
     kind: Literal["whisper_checkpoint"] = "whisper_checkpoint"
     accepts: ClassVar[tuple[str, ...]] = ("whisper",)
     in_place: ClassVar[bool] = True
+    is_checkpoint: ClassVar[bool] = True
 
     @property
     def label(self) -> str:

@@ -49,5 +49,4 @@ def _verdict(decision: Decision) -> str:
 
 
 def _told(condition: Condition) -> str:
-    value = "not measured" if condition.value is None else f"{condition.value:.4g}"
-    return f"{condition.what} on {condition.heldout} is {value}, but must be {condition.limit}"
+    return f"{condition.what} on {condition.heldout} is {condition.told}, but must be {condition.limit}"

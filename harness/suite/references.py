@@ -30,6 +30,7 @@ def reference_faults(data: dict[str, Any]) -> list[Fault]:
         *_role_faults(data),
         *_variant_faults(data),
         *_gate_faults(data),
+        *_checkpoint_faults(data),
         *probe_faults(data, exports={kind for model in entries(data, "models") for _, kind in _runnable(*model)}),
     ]
 
@@ -171,3 +172,23 @@ def _gate_faults(data: dict[str, Any]) -> Iterator[Fault]:
                 ("gate", "better_than"),
                 f"model '{name}' has no variant '{wanted}'{hint} (it has: {', '.join(names)})",
             )
+
+
+def _checkpoint_faults(data: dict[str, Any]) -> Iterator[Fault]:
+    """What an export loses is counted from a row of its checkpoint, and without one no model would pass."""
+    if mapping(data.get("gate")).get("export_loss") is None:
+        return
+    runtimes = _kinds_in(mapping(data.get("score")).get("runtimes")).values()
+    for name, model in entries(data, "models"):
+        declared = set(_kinds_in(model.get("export")).values())
+        specs = {kind: module.Spec for kind, module in kinds("export").items()}
+        fitting = [kind for kind, spec in specs.items() if spec.is_checkpoint and model.get("kind") in spec.accepts]
+        # A kind that is not known may be the very one: its own mistake comes first.
+        if not fitting or declared & set(fitting) or not declared <= set(specs):
+            continue
+        able = [runtime for runtime in kinds("runtime") if fitting[0] in (_accepted("runtime", runtime) or ())]
+        more = "" if set(able) & set(runtimes) else f", and '{able[0]}' to score.runtimes"
+        message = (
+            f"is counted from the checkpoint, of which '{name}' has no row; add '{fitting[0]}' to its export{more}"
+        )
+        yield ("gate", "export_loss"), message

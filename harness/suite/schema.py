@@ -159,6 +159,19 @@ class Gate(Spec):
         default=ZERO_SHOT, description="A variant of the same model and export, or champion: what was promoted last."
     )
     by_wer: float = Field(default=0.0, ge=0, lt=1, description="Smallest gain in WER, as a fraction.")
+    superior: bool = Field(default=False, description="The whole paired 95 % interval of the gain must lie above 0.")
+    non_inferior_by: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="In place of a gain: its whole paired 95 % interval must lie above minus this margin.",
+    )
+    export_loss: Limit | None = Field(
+        default=None, description="How much higher than its own checkpoint's the WER of the export may be."
+    )
+    leakage_clean: bool = Field(
+        default=True, description="Refuse a model whose training set leaks, though `allow_leakage` let it be trained."
+    )
     rtf: Limit | None = None
     latency_p95_ms: Limit | None = None
     peak_ram_mib: Limit | None = None
@@ -177,6 +190,13 @@ class Gate(Spec):
     probes: dict[str, Bounds] = Field(
         default={}, description="Column of a probe → its limits: {silence_wpm: {max: 1}, timestamps_ok: {min: 0.9}}."
     )
+
+    @model_validator(mode="after")
+    def _demand_one_thing(self) -> Self:
+        if self.non_inferior_by is not None and (self.superior or self.by_wer):
+            other = "superior" if self.superior else "by_wer"
+            raise ValueError(f"non_inferior_by lets a model pass that is no better, {other} demands a gain; keep one")
+        return self
 
     @field_validator("probes")
     @classmethod

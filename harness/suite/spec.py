@@ -125,6 +125,8 @@ class ExportSpec(Spec):
     """The kinds of model that it can write."""
     in_place: ClassVar[bool] = False
     """Whether the model is run as it lies in the artifact of its training; then there is no step, and no `run`."""
+    is_checkpoint: ClassVar[bool] = False
+    """Whether it holds the weights as training left them: other exports are held against it."""
 
     @property
     def label(self) -> str:

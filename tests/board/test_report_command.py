@@ -29,7 +29,7 @@ def test_it_writes_a_page_and_says_where(folder: Path, options: list[str]) -> No
     page = folder / "results" / "small" / "report.html"
     assert (ended.exit_code, ended.output.split()) == (0, ["report:", str(Path("results/small/report.html"))])
     content = page.read_text(encoding="utf-8")
-    assert "It meets all 4 conditions of the gate, and would be promoted." in content
+    assert "It meets all 5 conditions of the gate, and would be promoted." in content
     assert 'id="exports"' in content
     assert ('id="clips-0"' in content) == bool(options)
 

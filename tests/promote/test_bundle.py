@@ -114,7 +114,8 @@ def test_what_was_judged_and_forced_is_in_it(done: Finished, tmp_path: Path) -> 
     )
     folder = write_bundle(forced, folder=tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["gate"] == [{"what": "rtf", "heldout": "test", "value": 2.0, "limit": "≤ 1", "met": False}]
+    judged = {"what": "rtf", "heldout": "test", "value": 2.0, "limit": "≤ 1", "met": False, "lo": None, "hi": None}
+    assert manifest["gate"] == [judged]
     assert manifest["forced"] == "a demo tomorrow"
     assert "FORCED: the gate refused this model. Reason given: a demo tomorrow" in (folder / "README.txt").read_text(
         "utf-8"

@@ -8,6 +8,7 @@ from harness.board.leaderboard import lines
 from harness.engine.plan import Plan, plan
 from harness.errors import HarnessError, SuiteError
 from harness.promote.gate import Condition, candidate, judge
+from harness.score.significance import Difference
 from harness.suite.load import load
 from harness.suite.schema import Gate
 from tests.boards import SUITE, finished
@@ -15,6 +16,7 @@ from tests.boards import SUITE, finished
 if TYPE_CHECKING:
     from pathlib import Path
 
+ROW = "base_lr1e-5_ggml-f16"
 BOTH = ("whisper_onnx", "whisper_ggml")
 GGML = ("whisper_ggml",)
 
@@ -51,7 +53,9 @@ def judged(planned: Plan, row: str, figures: dict[str, Any], before: dict[str, A
     chosen = next(item for item in planned.rows if item.row == row)
     base = row.replace(chosen.variant, "zero-shot")
     known = [line(row, "test", **figures), line(base, "test", **before)]
-    return judge(Gate.model_validate(gate), chosen=chosen, plan=planned, board=known)
+    more = {name: gate.pop(name) for name in ("paired", "num_leaks") if name in gate}
+    asked = Gate.model_validate({"leakage_clean": False, **gate})
+    return judge(asked, chosen=chosen, plan=planned, board=known, **more)
 
 
 def test_the_best_on_dev_is_the_candidate(planned: Plan) -> None:
@@ -176,6 +180,93 @@ def test_the_baseline_is_of_the_same_export_and_runtime(tmp_path: Path) -> None:
     chosen = candidate(done.plan, known, exports=GGML, row=None)
     first, *_ = judge(done.plan.suite.gate, chosen=chosen, plan=done.plan, board=known)
     assert first.value == pytest.approx(10 / 237)
+
+
+@pytest.mark.parametrize(
+    ("demand", "difference", "limit", "met"),
+    [
+        ({}, (-0.05, -0.11, 0.01), "> 0", True),
+        ({"superior": True}, (-0.05, -0.09, -0.01), "> 0, 95 % above 0", True),
+        ({"superior": True}, (-0.05, -0.10, 0.0), "> 0, 95 % above 0", False),
+        ({"superior": True}, None, "> 0, 95 % above 0", False),
+        ({"superior": True, "by_wer": 0.06}, (-0.05, -0.09, -0.01), "≥ 0.06, 95 % above 0", False),
+        ({"non_inferior_by": 0.02}, (-0.05, -0.11, 0.01), "95 % above -0.02", True),
+        ({"non_inferior_by": 0.01}, (-0.05, -0.11, 0.01), "95 % above -0.01", False),
+        ({"non_inferior_by": 0.02}, None, "95 % above -0.02", False),
+    ],
+)
+def test_the_paired_interval_of_the_gain(
+    planned: Plan, demand: dict[str, Any], difference: tuple[float, float, float] | None, limit: str, *, met: bool
+) -> None:
+    """The WER of the model minus that of the baseline; the gain is the reverse."""
+    asked = []
+
+    def paired(*rows: str) -> Difference | None:
+        asked.append(rows)
+        return difference and Difference(*difference)
+
+    first = judged(planned, ROW, {"wer": 0.15}, {"wer": 0.2}, paired=paired, **demand)[0]
+    interval = () if difference is None else (-difference[2], -difference[1])
+    assert (first.value, first.limit, first.met) == (pytest.approx(0.05), limit, met)
+    assert (first.lo, first.hi) == (interval or (None, None))
+    assert first.told == ("0.05" + (" [{:.4g}, {:.4g}]".format(*interval) if interval else ""))
+    assert asked == [(ROW, "base_zero-shot_ggml-f16", "test")]
+
+
+def test_a_model_that_is_worse_may_be_no_worse_than_a_margin(planned: Plan) -> None:
+    (first, _) = judged(
+        planned, ROW, {"wer": 0.201}, {"wer": 0.2}, paired=lambda *_: Difference(0.001, -0.003, 0.004),
+        non_inferior_by=0.005,
+    )  # fmt: skip
+    assert first.met
+
+
+@pytest.mark.parametrize(("num_leaks", "met"), [(0, True), (3, False), (None, False)])
+def test_leaks_into_training(planned: Plan, num_leaks: int | None, *, met: bool) -> None:
+    *_, last = judged(planned, ROW, {"wer": 0.1}, {}, leakage_clean=True, num_leaks=num_leaks)
+    assert last == Condition("leaks into training", "all", num_leaks, "= 0", met)
+    assert bool(last.remedy) is (num_leaks is None)
+
+
+CHECKPOINT = (
+    SUITE.replace("[whisper_onnx,", "[whisper_checkpoint, whisper_onnx,")
+    .replace("[onnx,", "[transformers, onnx,")
+    .replace("gate: {", "gate: {export_loss: {max: 0.02}, ")
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "checkpoint", "value", "met"),
+    [
+        (0.12, 0.1, 0.02, True),
+        (0.121, 0.1, 0.021, False),
+        (0.1, 0.12, -0.02, True),
+        (0.1, None, None, False),
+        (None, 0.1, None, False),
+    ],
+)
+def test_what_an_export_may_lose(
+    tmp_path: Path, own: float | None, checkpoint: float | None, value: float | None, *, met: bool
+) -> None:
+    planned = planned_from(tmp_path, CHECKPOINT)
+    chosen = next(item for item in planned.rows if item.row == ROW)
+    known = [
+        line(ROW, "test", wer=own),
+        line("base_zero-shot_ggml-f16", "test"),
+        line("base_lr1e-5_torch-fp32", "test", wer=checkpoint),
+        line("base_lr3e-5_torch-fp32", "test", wer=0.0),
+    ]
+    gate = Gate.model_validate({"export_loss": {"max": 0.02}, "leakage_clean": False})
+    *_, last = judge(gate, chosen=chosen, plan=planned, board=known, paired=lambda *rows: Difference(0.02, 0.01, 0.03))
+    lo, hi = (None, None) if value is None else (0.01, 0.03)
+    expected = None if value is None else pytest.approx(value)
+    assert last == Condition("WER loss to its checkpoint", "test", expected, "≤ 0.02", met, lo, hi)
+    assert ("add whisper_checkpoint or parakeet_nemo" in last.remedy) is (value is None)
+
+
+def test_an_export_without_a_checkpoint_is_not_measured(planned: Plan) -> None:
+    *_, last = judged(planned, ROW, {"wer": 0.1}, {}, export_loss={"max": 0.02})
+    assert (last.value, last.met, last.told) == (None, False, "not measured")
 
 
 def test_no_such_baseline(planned: Plan) -> None:

@@ -291,6 +291,18 @@ def test_a_damaged_bundle_changes_nothing(
     assert tree(tmp_path / "m") == before
 
 
+def test_a_flipped_bit_in_a_zip_changes_nothing(tmp_path: Path, bundles: dict[int, Path]) -> None:
+    put(bundles[1000], tmp_path / "m")
+    before = tree(tmp_path / "m")
+    path = bundles[2000].with_name(f"{bundles[2000].name}.zip")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(HarnessError, match=r"is no zip, or a damaged one \(Bad CRC-32 .*; copy it again from where"):
+        put(path, tmp_path / "m")
+    assert tree(tmp_path / "m") == before
+
+
 def test_a_damaged_first_bundle_leaves_nothing(tmp_path: Path, bundles: dict[int, Path]) -> None:
     flipped(bundles[1000])
     with pytest.raises(HarnessError, match="sha256 is"):
@@ -307,6 +319,11 @@ def test_a_damaged_first_bundle_leaves_nothing(tmp_path: Path, bundles: dict[int
         ),
         (b"GGUF" + bytes(200), "it is GGUF, which whisper.cpp does not read; export it with whisper_ggml"),
         (b"short", "it is no ggml file"),
+        # A Parakeet whose manifest claims to be a Whisper.
+        (
+            b"\x08\x08\x12\x07pytorch" + bytes(200),
+            r"begins with b'\\x08\\x08\\x12\\x07': it is no ggml file; export it",
+        ),
     ],
 )
 def test_what_is_no_ggml(tmp_path: Path, model: bytes, message: str) -> None:
@@ -400,6 +417,14 @@ def test_a_folder_that_cannot_be_written(
         put(bundles[2000], tmp_path / "m")
     monkeypatch.undo()
     assert {name: data for name, data in tree(tmp_path / "m").items() if ".tmp" not in name} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="there, or for root, it can be written")
+def test_a_read_only_folder(tmp_path: Path, bundles: dict[int, Path]) -> None:
+    (tmp_path / "m").mkdir(mode=0o555)
+    with pytest.raises(HarnessError, match=r"m: cannot be written \(Permission denied: .*; nothing has changed"):
+        put(bundles[1000], tmp_path / "m")
+    assert list((tmp_path / "m").iterdir()) == []
 
 
 def test_the_target_is_a_file(tmp_path: Path, bundles: dict[int, Path]) -> None:
