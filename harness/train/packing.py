@@ -101,17 +101,15 @@ def windows(
         if packing is None:
             yield from (Window((index,), timestamps=False) for index in order)
             continue
-        epoch = [
-            Window(clips, timestamps=rng.random() < packing.timestamps)
-            for clips in _fill(order, durations_s, num_tokens, window_s=packing.window_s, max_tokens=max_tokens)
-        ]
+        epoch = list(_fill(order, durations_s, num_tokens, packing=packing, rng=rng, max_tokens=max_tokens))
         if packing.prompts:
             epoch[1:] = [
                 replace(window, prompt=before.clips) if prompting.random() < packing.prompts else window
                 for before, window in pairwise(epoch)
             ]
         singles = rng.sample(order, round(packing.singles * len(order)))
-        epoch += [Window((index,), timestamps=False) for index in singles]
+        # With timestamps, too: nothing else shows speech that ends long before its window.
+        epoch += [Window((index,), timestamps=rng.random() < packing.timestamps) for index in singles]
         rng.shuffle(epoch)
         yield from epoch
 
@@ -123,7 +121,8 @@ def epoch_size(
     if packing is None:
         return len(durations_s)
     order = range(len(durations_s))
-    packed = _fill(order, durations_s, num_tokens, window_s=packing.window_s, max_tokens=max_tokens)
+    rng = random.Random(0)  # noqa: S311  # as above
+    packed = _fill(order, durations_s, num_tokens, packing=packing, rng=rng, max_tokens=max_tokens)
     return sum(1 for _ in packed) + round(packing.singles * len(durations_s))
 
 
@@ -138,19 +137,25 @@ def _fill(
     durations_s: Sequence[float],
     num_tokens: Sequence[int],
     *,
-    window_s: float,
+    packing: Packing,
+    rng: random.Random,
     max_tokens: int,
-) -> Iterator[tuple[int, ...]]:
-    """Each window begins with the clip that waits longest; what comes next fills it, the last two clips to measure."""
+) -> Iterator[Window]:
+    """Each window begins with the clip that waits longest, and takes what comes next.
+
+    Without timestamps it is filled to measure. With them it ends before the first clip that does not fit: were all
+    such windows full, the model would learn that speech ends where a window does, and not listen.
+    """
     import numpy as np
 
     steps = [grid_steps(duration_s) for duration_s in durations_s]
     sizes = np.column_stack([durations_s, steps, np.asarray(num_tokens) + TOKENS_AROUND_CLIP])
     # What many clips are padded by to the grid may be more than what `window_s` leaves of the 30 s.
-    limits = np.array([window_s, MAX_WINDOW_S * TIMESTAMPS_PER_S, max_tokens - TOKENS_AROUND_WINDOW])
+    limits = np.array([packing.window_s, MAX_WINDOW_S * TIMESTAMPS_PER_S, max_tokens - TOKENS_AROUND_WINDOW])
     rest = iter(order)
     ahead = list(islice(rest, NUM_AHEAD))
     while ahead:
+        timestamps = rng.random() < packing.timestamps
         clips: list[int] = []
         room = limits
         places = [0]
@@ -160,21 +165,21 @@ def _fill(
             room = room - sizes[taken].sum(axis=0)
             ahead = [index for index in ahead if index not in taken]
             ahead += islice(rest, NUM_AHEAD - len(ahead))
-            places = _next(sizes[ahead], room)
-        yield tuple(clips)
+            places = _next(sizes[ahead], room, to_measure=not timestamps)
+        yield Window(tuple(clips), timestamps)
 
 
-def _next(waiting: np.ndarray, room: np.ndarray) -> list[int]:
+def _next(waiting: np.ndarray, room: np.ndarray, *, to_measure: bool) -> list[int]:
     """Places of the clips that a window takes next: of those that wait [num_clips, 3], at most two; none if none fits.
 
-    The first, while there is room for any two; then the one or two that leave the least room.
+    The first, while there is room for any two; then, to measure, the one or two that leave the least room.
     """
     import numpy as np
 
     if not len(waiting):
         return []
-    if (room >= 2 * waiting.max(axis=0)).all():
-        return [0]
+    if (room >= 2 * waiting.max(axis=0)).all() or not to_measure:
+        return [0] if (room >= waiting[0]).all() else []
     sums = waiting[:, None] + waiting[None]
     sums[np.diag_indices(len(waiting))] = waiting
     lengths_s = np.where((sums <= room).all(axis=2), sums[..., 0], 0.0)
