@@ -4,24 +4,33 @@
 <root>/.partial/<stage>-<key>/out/       becomes the artifact
 <root>/.partial/<stage>-<key>/scratch/   survives a kill: checkpoints
 <root>/.partial/<stage>-<key>.lock       held by the one process that works on it
+<root>/.partial/<stage>-<key>.in-<…>/    is on its way here from a remote store
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import secrets
 import shutil
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from harness.core.artifact import ADOPTED_FOLDER, Artifact, Work
-from harness.core.files import file_sha256
+from harness.core.files import file_sha256, parse_json
+from harness.core.manifests import UTTERANCES_FILE, iterate_utterances
+from harness.engine.remote import AwayError
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
+
+    from harness.engine.remote import Remote
 
 SCHEMA = 1
 """Of `artifact.json`. Older numbers stay readable."""
@@ -30,20 +39,70 @@ RENAME_ATTEMPTS = 20
 
 
 class Store:
-    """A folder of artifacts by key."""
+    """A folder of artifacts by key; beside it, maybe, a remote one that several machines share."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, remote: Remote | None = None) -> None:
         self.root = root
+        self.remote = remote
+
+    def has(self, folder: str, *, key: str) -> bool:
+        """Whether a step has been done; nothing is downloaded."""
+        if (self.root / folder / ARTIFACT_FILE).is_file() or self.remote is None:
+            return self.find(folder, key=key) is not None
+        with _tolerant():
+            return self.remote.has(folder)
+        return False
 
     def find(self, folder: str, *, key: str) -> Artifact | None:
-        """The finished artifact of a step, or None."""
+        """The finished artifact of a step, or None. What the remote store has is downloaded."""
         path = self.root / folder
         if not (path / ARTIFACT_FILE).is_file():
+            with _tolerant():
+                self._fetch(folder)
+        if not (path / ARTIFACT_FILE).is_file():
             return None
-        artifact = read_artifact(path)
+        artifact = read_artifact(path, sizes=True)
         if artifact.key != key:
             raise HarnessError(f"{path}: holds key {artifact.key}, wanted {key}; remove this folder and run again")
         return artifact
+
+    def bring(self, folder: str) -> Artifact:
+        """An artifact that a step reads, with those that its recordings lie in."""
+        path = self.root / folder
+        if not (path / ARTIFACT_FILE).is_file() and not self._fetch(folder):
+            raise HarnessError(f"{path}: is gone, from the remote store too; run again")
+        if self.remote is not None:
+            for other in recordings_of(path):
+                if not (self.root / other / ARTIFACT_FILE).is_file():
+                    self._fetch(other)
+        return read_artifact(path, sizes=True)
+
+    def share(self, folders: Iterable[str]) -> None:
+        """Upload those of the artifacts that are here and not in the remote store. Raises HarnessError."""
+        if self.remote is not None:
+            here = [folder for folder in folders if (self.root / folder / ARTIFACT_FILE).is_file()]
+            for folder in self.remote.lacking(here):
+                path = self.root / folder
+                self.remote.send(folder, source=path, hashes=read_artifact(path).files)
+
+    def _fetch(self, folder: str) -> bool:
+        """Download an artifact, verify it, make it visible by one rename. False if the remote store has none."""
+        if self.remote is None:
+            return False
+        final, coming = self.root / folder, self.partial(f"{folder}.in-{secrets.token_hex(8)}")
+        try:
+            if not self.remote.fetch(folder, into=coming):
+                return False
+            artifact = read_artifact(coming)
+            if folder_name(artifact.stage, artifact.key) != folder:
+                raise HarnessError(
+                    f"{self.remote.url}/{folder}: holds '{artifact.stage}' with key {artifact.key}; "
+                    f"delete {self.remote.url}/{folder} and run again"
+                )
+            _move(coming, final)
+        finally:
+            shutil.rmtree(coming, ignore_errors=True)
+        return True
 
     def partial(self, folder: str) -> Path:
         return self.root / ".partial" / folder
@@ -78,27 +137,34 @@ class Store:
             if item.is_file()
         )
         files = {name: {"sha256": file_sha256(out / name), "size": (out / name).stat().st_size} for name in names}
-        about = {**about, "adopted": {name: _weigh(out / name) for name in adopted}}
+        about = {**about, "adopted": {name: weigh(out / name) for name in adopted}}
         record = {"schema": SCHEMA, "key": key, "stage": stage, "files": files, "meta": meta, **about}
         text = json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
         with (out / ARTIFACT_FILE).open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        if final.is_dir() and not (final / ARTIFACT_FILE).is_file():
-            shutil.rmtree(final)  # the rest of an artifact that somebody deleted in part
-        _rename(out, final)
+        _move(out, final)
         shutil.rmtree(self.partial(folder), ignore_errors=True)
+        with _tolerant():
+            self.share([folder])
         return read_artifact(final)
 
 
-def read_artifact(path: Path) -> Artifact:
-    """Raises HarnessError if its record is damaged or of a newer schema."""
+def read_artifact(path: Path, *, sizes: bool = False) -> Artifact:
+    """Raises HarnessError if its record is damaged or of a newer schema.
+
+    sizes: or if a file is missing or of another size; what keeps its size is found by `harness store verify`.
+    """
     try:
-        record = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
+        record = parse_json((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
         if record["schema"] > SCHEMA:
             raise HarnessError(f"{path}: schema {record['schema']} is newer than {SCHEMA}; update harness")
         files = {name: entry["sha256"] for name, entry in record["files"].items()}
+        if not isinstance(record["meta"], dict):
+            raise TypeError("its meta is no object")  # noqa: TRY301  # one place says what damage means
+        if sizes:
+            _check_sizes(path, record["files"])
         return Artifact(record["key"], record["stage"], path, files, record["meta"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HarnessError(
@@ -106,9 +172,35 @@ def read_artifact(path: Path) -> Artifact:
         ) from error
 
 
+def _check_sizes(path: Path, files: Mapping[str, Any]) -> None:
+    for name, entry in files.items():
+        size = (path / name).stat().st_size if (path / name).is_file() else None
+        if size != entry["size"]:
+            found = "is missing" if size is None else f"has {size} bytes, recorded are {entry['size']}"
+            raise HarnessError(f"{path / name}: {found}; remove {path} and run again, or see: harness store verify")
+
+
+def folder_name(stage: str, key: str) -> str:
+    """In the store. 64 bits of the key are enough to tell steps apart; the whole is in the artifact."""
+    return f"{stage}-{key[:16]}"
+
+
+def recordings_of(path: Path) -> set[str]:
+    """The artifacts in which the recordings of a set lie; of what is no set, none."""
+    if not (path / UTTERANCES_FILE).is_file():
+        return set()
+    import pyarrow.compute as pc
+
+    found: set[str] = set()
+    for batch in iterate_utterances(path, columns=["audio"]):
+        places = pc.extract_regex(batch.column("audio"), r"^\.\./(?P<folder>[a-z_]+-[0-9a-f]{16})/")
+        found.update(pc.struct_field(places, "folder").drop_null().unique().to_pylist())
+    return found
+
+
 def wall_s(path: Path) -> float | None:
     """Seconds that the step took when it ran."""
-    record = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
+    record = parse_json((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
     seconds: float | None = record.get("wall_s")
     return seconds
 
@@ -118,9 +210,29 @@ def _adopted(scratch: Path) -> list[str]:
     return sorted(item.name for item in marks.iterdir()) if marks.is_dir() else []
 
 
-def _weigh(folder: Path) -> dict[str, int]:
+def weigh(folder: Path) -> dict[str, int]:
     sizes = [item.stat().st_size for item in folder.rglob("*") if item.is_file()]
     return {"num_files": len(sizes), "size": sum(sizes)}
+
+
+@contextmanager
+def _tolerant() -> Iterator[None]:
+    """A remote store that is away for a while costs time, never a run: the step is done again, or sent at the end."""
+    try:
+        yield
+    except AwayError as error:
+        logging.getLogger(__name__).warning("%s", error)
+
+
+def _move(source: Path, final: Path) -> None:
+    """Make an artifact visible, unless another process has just done so."""
+    if final.is_dir() and not (final / ARTIFACT_FILE).is_file():
+        shutil.rmtree(final)  # the rest of an artifact that somebody deleted in part
+    try:
+        _rename(source, final)
+    except OSError:
+        if not (final / ARTIFACT_FILE).is_file():
+            raise
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
-from harness.engine.store import Store, read_artifact
-from harness.errors import HarnessError
+from harness.engine.remote import Remote
+from harness.engine.store import ARTIFACT_FILE, Store
+from harness.errors import HarnessError, refused_by_disk
 
 if TYPE_CHECKING:
     from harness.core.artifact import Artifact
@@ -33,7 +35,13 @@ def main(path: Path) -> int:
     """0: published. 1: the step failed in a way that it explained. 2: a bug."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    job = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        job = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        # Another run has just published the step, and cleared the folder that it works in.
+        if (path.parents[2] / path.parent.name / ARTIFACT_FILE).is_file():
+            return 0
+        raise
     error_file = path.parent / ERROR_FILE
     error_file.unlink(missing_ok=True)
     try:
@@ -41,8 +49,12 @@ def main(path: Path) -> int:
     except HarnessError as error:
         failure, code = {"message": str(error), "exit_code": error.exit_code}, 1
     except Exception as error:  # noqa: BLE001  # whatever it is, the parent must be told
-        traceback.print_exc()
-        failure, code = {"message": f"{type(error).__name__}: {error}", "exit_code": 1, "bug": True}, 2
+        if told := refused_by_disk(error):
+            _make_room(job)
+            failure, code = {"message": str(told), "exit_code": told.exit_code}, 1
+        else:
+            traceback.print_exc()
+            failure, code = {"message": f"{type(error).__name__}: {error}", "exit_code": 1, "bug": True}, 2
     else:
         return 0
     if code == 1:
@@ -54,13 +66,14 @@ def main(path: Path) -> int:
 
 def run(job: dict[str, Any]) -> Artifact:
     """Do the step of `job` and publish it; if somebody else has just published it, take theirs."""
-    store, folder, key = Store(Path(job["store"])), job["folder"], job["key"]
+    remote = Remote(job["remote"]) if job["remote"] else None
+    store, folder, key = Store(Path(job["store"]), remote=remote), job["folder"], job["key"]
     spec, module = _spec(job)
     with store.lock(folder):
         found = store.find(folder, key=key)
         if found is not None:
             return found
-        inputs = {role: [read_artifact(Path(item)) for item in paths] for role, paths in job["inputs"].items()}
+        inputs = {role: [store.bring(Path(item).name) for item in paths] for role, paths in job["inputs"].items()}
         work = store.open(folder)
         started = time.monotonic()
         meta = module.run(spec, inputs, work)
@@ -73,6 +86,13 @@ def run(job: dict[str, Any]) -> Artifact:
             "harness": __version__,
         }
         return store.publish(folder, key=key, stage=job["stage"], meta=meta, about=about)
+
+
+def _make_room(job: dict[str, Any]) -> None:
+    """Drop what a step has half written, which the next attempt would: a full disk takes the message then."""
+    store = Store(Path(job["store"]))
+    with suppress(OSError), store.lock(job["folder"]):
+        store.open(job["folder"])
 
 
 def _spec(job: dict[str, Any]) -> tuple[Spec, Any]:
