@@ -8,29 +8,34 @@ import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from harness.cli_mac import mac
 from harness.cli_promote import RESULTS, Results, SuitePath, promotion
+from harness.cli_run import running
+from harness.cli_store import store as upkeep
 from harness.console import err, out, tolerant
-from harness.errors import HarnessError, MissingError, SuiteError
-from harness.session import board_lines, log_devices, merge_devices, open_suite, write_suite_report
+from harness.errors import HarnessError, MissingError, SuiteError, refused_by_disk
+from harness.session import (
+    board_lines,
+    finder,
+    log_devices,
+    merge_devices,
+    open_suite,
+    publish_results,
+    write_suite_report,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from harness.board.slices import Sliced
     from harness.board.waterfall import Waterfall
-    from harness.core.artifact import Artifact
-    from harness.engine.local import Outcome
-    from harness.engine.plan import Plan, Step
-    from harness.engine.store import Store
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, by the shell's convention."""
+    from harness.engine.estimates import Outlook
+    from harness.engine.plan import Plan
 
 app = typer.Typer(
     name="harness",
@@ -57,7 +62,10 @@ def main() -> None:
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     try:
         app()
-    except HarnessError as error:
+    except (HarnessError, OSError) as caught:
+        error = caught if isinstance(caught, HarnessError) else refused_by_disk(caught)
+        if error is None:
+            raise
         first, _, rest = str(error).partition("\n")
         err.print(f"error: {first}", style="bold red", markup=False, highlight=False)
         if rest:
@@ -65,8 +73,10 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+app.add_typer(running)
 app.add_typer(promotion)
 app.add_typer(mac)
+app.add_typer(upkeep, name="store")
 
 
 @app.command()
@@ -107,7 +117,14 @@ def list_kinds() -> None:
 
 
 @app.command()
-def plan(suite: SuitePath, results: Results = RESULTS) -> None:
+def plan(
+    suite: SuitePath,
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", metavar="FILE", help="Simulate it on the cluster that FILE describes."),
+    ] = None,
+    results: Results = RESULTS,
+) -> None:
     """Dry run: every step, cached or to do, and what it will take: clips, hours, disk, time, VRAM."""
     from harness.engine.estimates import outlook
     from harness.engine.fit import check_fit
@@ -116,6 +133,9 @@ def plan(suite: SuitePath, results: Results = RESULTS) -> None:
 
     planned, store = open_suite(suite, results)
     expected = outlook(planned, store)
+    if cluster is not None:
+        _show_schedule(planned, expected, cluster)
+        return
     out.print(plan_table(planned, expected))
     there = next(folder for folder in (store.root.resolve(), *store.root.resolve().parents) if folder.is_dir())
     for line in plan_totals(planned, expected, free_b=shutil.disk_usage(there).free):
@@ -125,55 +145,14 @@ def plan(suite: SuitePath, results: Results = RESULTS) -> None:
     check_fit(planned.steps, store, budget=planned.suite.budget)
 
 
-@app.command()
-def run(
-    suite: SuitePath,
-    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Up to this stage only.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Light steps that run side by side.")] = 2,
-    results: Results = RESULTS,
-) -> None:
-    """Prepare, train, export, transcribe, score, and publish the board. Goes on where it stopped."""
-    from harness.board.cards import publish_cards
-    from harness.board.mlflow import Projection
-    from harness.engine.fit import check_fit
-    from harness.engine.local import run_steps
-    from harness.engine.search import stopped, surviving
-    from harness.terminal import Watch, summary
+def _show_schedule(planned: Plan, expected: Outlook, cluster: Path) -> None:
+    from harness.engine.schedule import read_cluster, schedule
+    from harness.schedule_tables import schedule_table, schedule_totals
 
-    planned, store = open_suite(suite, results, whole=True)
-    steps = _up_to(planned, only)
-    check_fit(steps, store, budget=planned.suite.budget)
-    folder = results / planned.suite.suite
-    tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json", find=_finder(store))
-
-    def environment(step: Step) -> dict[str, str]:
-        return tolerant(lambda: tracking.training_environment(step)) or {} if step.stage == "train" else {}
-
-    def on_end(step: Step, outcome: Outcome) -> None:
-        if step.stage == "train" and outcome.state in ("done", "failed"):
-            tolerant(lambda: tracking.training_ended(step, succeeded=outcome.state == "done"))
-
-    try:
-        with Watch(out, total=len(steps), on_end=on_end) as watch:
-            outcomes = run_steps(
-                steps, store=store, logs=folder / "logs", listener=watch, jobs=jobs, environment=environment
-            )
-    except KeyboardInterrupt:
-        tolerant(lambda: tracking.close(attach=[], status="KILLED"))
-        err.print(f"\nStopped. Finished steps are kept; go on with: harness run {suite}", markup=False)
-        sys.exit(INTERRUPTED)
-    failed = [(step, outcomes[step.key]) for step in steps if outcomes[step.key].state == "failed"]
-    planned = surviving(planned, store)
-    if any(outcome.state not in {"cached", "pruned"} for outcome in outcomes.values()):
-        out.print(summary(steps, outcomes))
-        _tell([step for step in steps if outcomes[step.key].state == "done"], store)
-        for variant in stopped(planned, store):
-            out.print(str(variant), markup=False, highlight=False)
-    cards = publish_cards(planned, store, folder=folder)
-    if cards and any(outcomes[step.key].state == "done" for step in steps if step.stage == "prepare"):
-        out.print(f"dataset cards: {folder / 'cards'}", markup=False, highlight=False)
-    _publish(planned, store, folder, tracking, suite=suite, command="run", succeeded=not failed)
-    _end(failed)
+    found = schedule(planned.steps, expected, read_cluster(cluster))
+    out.print(schedule_table(found))
+    for line in schedule_totals(found):
+        out.print(line, highlight=False)
 
 
 @app.command()
@@ -206,7 +185,7 @@ def board(
             planned.suite.suite,
             folder=Path("mlruns"),
             record=folder / "runs.json",
-            find=_finder(store),
+            find=finder(store),
             rebuild=rebuild,
         )
         lines = board_lines(planned, store, folder=folder, tracking=tracking, suite=suite, command="board")
@@ -215,7 +194,7 @@ def board(
         if merge:
             merge_devices(planned, store, folder=folder, files=merge)
         if rebuild or merge:
-            lines = _publish(planned, store, folder, tracking, suite=suite, command="board", succeeded=True)
+            lines = publish_results(planned, store, folder, tracking, suite=suite, command="board", succeeded=True)
         if merge:
             tolerant(lambda: log_devices(planned, store, lines, folder=folder, tracking=tracking))
         if slices:
@@ -300,22 +279,6 @@ def ui(port: Annotated[int, typer.Option(help="Port on loopback.")] = 5000) -> N
         )
 
 
-def _end(failed: Sequence[tuple[Step, Outcome]]) -> None:
-    """Name the steps that failed, if any did, and exit with the gravest code."""
-    for step, outcome in failed:
-        err.print(f"failed: {step.name}: {outcome.error}\n  log: {outcome.log}", style="red", markup=False)
-    if failed:
-        sys.exit(max(outcome.exit_code for _, outcome in failed))
-
-
-def _tell(steps: Sequence[Step], store: Store) -> None:
-    """What finished steps have to say."""
-    for step in steps:
-        artifact = store.find(step.folder, key=step.key)
-        for note in artifact.meta.get("notes", []) if artifact else []:
-            out.print(f"note: {step.name}: {note}", markup=False, highlight=False)
-
-
 def _newest_board(results: Path, *, rebuild: bool) -> list[dict[str, Any]]:
     from harness.board.leaderboard import read_csv
 
@@ -326,68 +289,3 @@ def _newest_board(results: Path, *, rebuild: bool) -> list[dict[str, Any]]:
         raise HarnessError(f"no suite has a board in {results} yet; run one first: harness run suites/quickstart.yaml")
     err.print(boards[-1].as_posix(), style="dim", markup=False, highlight=False)
     return read_csv(boards[-1])
-
-
-def _finder(store: Store) -> Callable[[Step], Artifact | None]:
-    return lambda step: store.find(step.folder, key=step.key)
-
-
-def _up_to(planned: Plan, only: str | None) -> list[Step]:
-    """All steps, or those of one stage with everything that they need."""
-    if only is None:
-        return list(planned.steps)
-    stages = list(dict.fromkeys(step.stage for step in planned.steps))
-    if only not in stages:
-        raise typer.BadParameter(f"unknown stage '{only}'; this suite has: {', '.join(stages)}", param_hint="--only")
-    wanted: set[str] = set()
-    pending = [step for step in planned.steps if step.stage == only]
-    while pending:
-        step = pending.pop()
-        if step.key not in wanted:
-            wanted.add(step.key)
-            pending += step.needs
-    return [step for step in planned.steps if step.key in wanted]
-
-
-def _publish(
-    planned: Plan, store: Store, folder: Path, tracking: Any, *, suite: Path, command: str, succeeded: bool
-) -> list[dict[str, Any]]:
-    """Project what is new into MLflow, then write the board's files."""
-    from harness.board.leaderboard import publish
-    from harness.board.slices import publish_slices, sliced
-    from harness.board.waterfall import publish_waterfalls, waterfalls
-    from harness.engine.search import stopped
-
-    ended = stopped(planned, store)
-    keyed = [step for row in planned.rows for step in (row.scored, row.trained) if step]
-    keyed += [variant.trial for variant in ended]
-    found = {step.key: store.find(step.folder, key=step.key) for step in keyed}
-    artifacts = {key: artifact for key, artifact in found.items() if artifact}
-    lines = board_lines(planned, store, folder=folder, tracking=tracking, suite=suite, command=command)
-    tolerant(lambda: tracking.project(planned, lines, artifacts=artifacts, stopped=ended))
-    lines = [{**line, "run_id": tracking.runs.get(_key(planned, line), "")} for line in lines]
-    publish(lines, planned, store, folder=folder)
-    falls = waterfalls(planned, store)
-    publish_waterfalls(falls, folder=folder)
-    publish_slices(sliced(lines, planned, store), folder=folder)
-    if lines:
-        _report(planned, store, lines, falls=falls, folder=folder)
-    status: Literal["FINISHED", "FAILED"] = "FINISHED" if succeeded else "FAILED"
-    tolerant(lambda: tracking.close(attach=[folder / "leaderboard.csv"], status=status))
-    return lines
-
-
-def _report(
-    planned: Plan, store: Store, lines: list[dict[str, Any]], *, falls: Sequence[Waterfall], folder: Path
-) -> None:
-    """The results are there without it."""
-    try:
-        path = write_suite_report(planned, store, lines, falls=falls, folder=folder)
-    except HarnessError as error:
-        err.print(f"no report: {error}", style="yellow", markup=False)
-    else:
-        out.print(f"report: {path}", markup=False, highlight=False)
-
-
-def _key(planned: Plan, line: dict[str, Any]) -> str:
-    return next(row.scored.key for row in planned.rows if (row.row, row.heldout) == (line["row"], line["heldout"]))

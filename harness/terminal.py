@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from harness.board.leaderboard import Line
     from harness.board.waterfall import Waterfall
     from harness.engine.estimates import Outlook
-    from harness.engine.local import Outcome
     from harness.engine.plan import Plan, Step
+    from harness.engine.walk import Outcome
     from harness.promote.gate import Condition
 
 STYLE = {
@@ -137,8 +137,8 @@ def _amounts(estimate: Estimate) -> dict[str, str]:
     shown = {
         "clips": _clips(estimate.num_clips, exact=estimate.is_measured),
         "hours": _hours(estimate.audio_s),
-        "disk": _bytes(estimate.disk_b),
-        "time": _seconds(estimate.wall_s) if estimate.is_measured else _about(estimate.wall_s),
+        "disk": amount(estimate.disk_b),
+        "time": _seconds(estimate.wall_s) if estimate.is_measured else about(estimate.wall_s),
     }
     return {name: text if estimate.is_measured or not text else f"~{text}" for name, text in shown.items()}
 
@@ -165,13 +165,13 @@ def plan_totals(planned: Plan, outlook: Outlook, *, free_b: int) -> Iterator[Tex
     )
     disk_b = outlook.total("disk_b")
     if disk_b is not None:
-        told = f"disk: ~{_bytes(disk_b)} for datasets and sets, {_bytes(free_b)} free"
+        told = f"disk: ~{amount(disk_b)} for datasets and sets, {amount(free_b)} free"
         yield Text(f"{told}: too little", style="bold red") if disk_b > free_b else Text(told)
     wall_s = outlook.total("wall_s")
     if wall_s is not None:
         unknown = [step.stage for step in planned.steps if outlook.steps[step.key] == Estimate()]
         without = ", ".join(dict.fromkeys(unknown))
-        yield Text(f"time: ~{_about(wall_s)}" + (f", and what is not known yet: {without}" if without else ""))
+        yield Text(f"time: ~{about(wall_s)}" + (f", and what is not known yet: {without}" if without else ""))
         hours = planned.suite.budget.hours
         if hours is not None and wall_s > hours * 3600:
             yield Text(f"budget.hours is {hours:g}: this takes longer", style="bold yellow")
@@ -287,7 +287,7 @@ def _cells(line: Line) -> dict[str, str]:
         "RAM MiB": _number(line["peak_ram_mib"], 0),
         "VRAM MiB": _number(line["peak_vram_mib"], 0),
         "size MiB": _number(line["size_mib"], 1),
-        **{name: _number(line.get(name), 2) for name in BEHAVIOUR},
+        **{name: _number(line.get(name), 3 if "rtf" in name else 2) for name in BEHAVIOUR},
         **{name: _number(line.get(name), 3) for name in rates_beside([line])},
         "failed": str(line["num_failed"]) if line["num_failed"] else "",
     }
@@ -333,7 +333,7 @@ def _seconds(value: float | None) -> str:
     return f"{minutes:.0f} min {value % 60:02.0f} s" if value < 3600 else f"{hours:,.0f} h {minutes % 60:02.0f} min"
 
 
-def _about(seconds: float | None) -> str:
+def about(seconds: float | None) -> str:
     """To two or three digits: more would pretend to know."""
     if seconds is None:
         return ""
@@ -356,7 +356,7 @@ def _hours(seconds: float | None) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}"
 
 
-def _bytes(count: float | None) -> str:
+def amount(count: float | None) -> str:
     if count is None:
         return ""
     for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -370,9 +370,8 @@ def gate_table(row: str, conditions: Sequence[Condition], *, told: Sequence[str]
     table = plain_table(f"Gate: {row}", "condition", "held-out", right=("value", "limit"))
     table.add_column("verdict")
     for item in conditions:
-        value = "not measured" if item.value is None else f"{item.value:.4g}"
         verdict = Text("met", style="green") if item.met else Text("not met", style="bold red")
-        table.add_row(Text(item.what), item.heldout, value, item.limit, verdict)
+        table.add_row(Text(item.what), item.heldout, item.told, item.limit, verdict)
     table.caption = Text("\n".join(told))
     return table
 

@@ -49,21 +49,9 @@ def whisper_base() -> Path:
 @pytest.fixture(scope="session")
 def tiny_whisper(whisper_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random Whisper, shaped as OpenAI shapes them, with the real tokenizer."""
-    import torch
-    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+    from tests.whispers import write_tiny
 
-    torch.manual_seed(0)
-    config = WhisperConfig.from_pretrained(whisper_base)
-    config.d_model = 128
-    config.encoder_layers = config.decoder_layers = 2
-    config.encoder_attention_heads = config.decoder_attention_heads = 2
-    config.encoder_ffn_dim = config.decoder_ffn_dim = 512
-    model = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig.from_pretrained(whisper_base)
-    folder = tmp_path_factory.mktemp("tiny-whisper")
-    model.save_pretrained(folder)
-    WhisperProcessor.from_pretrained(whisper_base).save_pretrained(folder)
-    return folder
+    return write_tiny(tmp_path_factory.mktemp("tiny-whisper"), like=whisper_base)
 
 
 @pytest.fixture
@@ -73,7 +61,7 @@ def harness(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name in ("MLFLOW_TRACKING_URI", "HARNESS_RESULTS"):
+    for name in ("MLFLOW_TRACKING_URI", "HARNESS_RESULTS", "HARNESS_STORE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("harness.console.TOLD", set())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
+from harness import cli, cli_run
 from harness.board.leaderboard import COLUMNS
 from harness.engine.store import Store
 from tests.boards import SUITE, Finished, finished
@@ -237,7 +237,7 @@ def test_a_failed_step_ends_with_1_and_names_its_log(harness: Harness, tmp_path:
 
 def test_only_takes_what_a_stage_needs(done: Finished) -> None:
     def stages(only: str | None) -> set[str]:
-        return {step.stage for step in cli._up_to(done.plan, only)}
+        return {step.stage for step in cli_run._up_to(done.plan, only)}
 
     assert stages("prepare") == {"prepare"}
     assert stages("leakage") == {"prepare", "select", "leakage"}

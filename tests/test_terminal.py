@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from harness.board.leaderboard import COLUMNS
-from harness.engine.local import Outcome
+from harness.engine.walk import Outcome
 from harness.promote.gate import Condition
-from harness.terminal import Watch, _about, _bytes, _clips, _hours, _seconds, gate_table, leaderboard, summary
+from harness.terminal import Watch, _clips, _hours, _seconds, about, amount, gate_table, leaderboard, summary
 
 
 @dataclass(frozen=True)
@@ -163,19 +163,19 @@ def test_bars_in_a_terminal() -> None:
         (_seconds, 59.94, "59.9 s"),
         (_seconds, 61, "1 min 01 s"),
         (_seconds, 7260, "2 h 01 min"),
-        (_about, None, ""),
-        (_about, 61.4, "61 s"),
-        (_about, 3660, "61 min"),
-        (_about, 7260, "2.0 h"),
+        (about, None, ""),
+        (about, 61.4, "61 s"),
+        (about, 3660, "61 min"),
+        (about, 7260, "2.0 h"),
         (_hours, None, ""),
         (_hours, 36, "0.01"),
         (_hours, 36_000, "10.0"),
         (_hours, 4_417_560, "1,227"),
-        (_bytes, None, ""),
-        (_bytes, 999, "999 B"),
-        (_bytes, 1_234, "1.2 kB"),
-        (_bytes, 141_000_000_000, "141 GB"),
-        (_bytes, 2_000_000_000_000, "2.0 TB"),
+        (amount, None, ""),
+        (amount, 999, "999 B"),
+        (amount, 1_234, "1.2 kB"),
+        (amount, 141_000_000_000, "141 GB"),
+        (amount, 2_000_000_000_000, "2.0 TB"),
     ],
 )
 def test_amounts(shown_as: object, value: float | None, expected: str) -> None:

@@ -197,9 +197,9 @@ class _Estimator:
 
 
 def _windows(training: Mapping[str, Any]) -> int:
-    """Examples in an optimizer step."""
+    """Examples that a device takes in an optimizer step."""
     if training.get("batch_size") == "auto":
-        return int(training["effective_batch_size"])
+        return int(training["effective_batch_size"]) // int(training.get("devices", 1))
     return int(training.get("batch_size", 1)) * int(training.get("gradient_accumulation_steps", 1))
 
 

@@ -11,8 +11,9 @@ from mlflow.entities import ViewType
 
 from harness.board.leaderboard import lines
 from harness.board.mlflow import STOPPED_TAG, Projection, default_uri
-from harness.engine.local import run_steps
+from harness.engine.local import LocalExecutor
 from harness.engine.search import stopped, surviving
+from harness.engine.walk import run_steps
 from tests.engine.test_stopping import Quiet, searched, steps_of, with_everything_but_verdicts
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Store]:
     folder = tmp_path_factory.mktemp("ran")
     planned = searched(folder)
     store = with_everything_but_verdicts(planned, folder)
-    run_steps(planned.steps, store=store, logs=folder / "logs", listener=Quiet(), jobs=2)
+    run_steps(planned.steps, store=store, executor=LocalExecutor(folder / "logs", jobs=2), listener=Quiet())
     return planned, store
 
 

@@ -11,9 +11,10 @@ from rich.console import Console
 from harness.board.leaderboard import lines
 from harness.core.manifests import write_jsonl
 from harness.engine.estimates import outlook
-from harness.engine.local import Outcome, run_steps
+from harness.engine.local import LocalExecutor
 from harness.engine.search import JUDGE, prospects, stopped, surviving, trained_name
 from harness.engine.store import Store
+from harness.engine.walk import Outcome, run_steps
 from harness.promote.gate import candidate
 from harness.terminal import Watch
 from tests.boards import finish
@@ -163,7 +164,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Store, dict[str
     folder = tmp_path_factory.mktemp("ran")
     planned = searched(folder)
     store = with_everything_but_verdicts(planned, folder)
-    outcomes = run_steps(planned.steps, store=store, logs=folder / "logs", listener=Quiet(), jobs=2)
+    outcomes = run_steps(planned.steps, store=store, executor=LocalExecutor(folder / "logs", jobs=2), listener=Quiet())
     return planned, store, outcomes
 
 
@@ -191,7 +192,7 @@ def test_a_run_stops_the_worst_and_what_depends_on_them(ran: Any) -> None:
 
 def test_a_second_run_decides_nothing_anew(ran: Any, tmp_path: Path) -> None:
     planned, store, outcomes = ran
-    again = run_steps(planned.steps, store=store, logs=tmp_path, listener=Quiet(), jobs=1)
+    again = run_steps(planned.steps, store=store, executor=LocalExecutor(tmp_path, jobs=1), listener=Quiet())
     assert {key: outcome.state for key, outcome in again.items()} == {
         key: "cached" if outcome.state == "done" else outcome.state for key, outcome in outcomes.items()
     }
@@ -230,7 +231,8 @@ def test_a_trial_that_failed_holds_up_its_search_until_it_is_trained(tmp_path: P
     (store.root / victim.folder).rename(tmp_path / "away")
     (tmp_path / "logs").mkdir()
     # Its inputs are made up: the training fails at once.
-    outcomes = run_steps(planned.steps, store=store, logs=tmp_path / "logs", listener=Quiet(), jobs=1)
+    executor = LocalExecutor(tmp_path / "logs", jobs=1)
+    outcomes = run_steps(planned.steps, store=store, executor=executor, listener=Quiet())
     assert ended(planned, outcomes, "failed") == {"train base lr3e-4 to 10"}
     assert {"rung base at 10", "rung base at 50"} <= ended(planned, outcomes, "skipped")
     assert ended(planned, outcomes, "pruned") == set()
