@@ -9,6 +9,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def write_tiny(folder: Path, *, like: Path) -> Path:
+    """Random, with the tokenizer of another. like: that one's folder."""
+    import torch
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+
+    torch.manual_seed(0)
+    config = WhisperConfig.from_pretrained(like)
+    config.d_model = 128
+    config.encoder_layers = config.decoder_layers = 2
+    config.encoder_attention_heads = config.decoder_attention_heads = 2
+    config.encoder_ffn_dim = config.decoder_ffn_dim = 512
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig.from_pretrained(like)
+    model.save_pretrained(folder)
+    WhisperProcessor.from_pretrained(like).save_pretrained(folder)
+    return folder
+
+
 def enlivened(tiny_whisper: Path, folder: Path) -> Path:
     """The tiny Whisper with larger weights, biases and positions: a fresh one says one token for ever."""
     import torch

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from harness.core.manifests import SAMPLE_RATE_HZ
+from harness.core.recordings import check_rate
 from harness.errors import DataError, first_line
 from harness.suite.spec import Spec
 
@@ -232,11 +233,12 @@ def recorded_noise(path: Path, num_samples: int, *, rng: np.random.Generator) ->
 
     try:
         with soundfile.SoundFile(path) as file:
+            check_rate(file)
             wanted = round(num_samples * file.samplerate / SAMPLE_RATE_HZ) + 1
             file.seek(int(rng.integers(max(1, file.frames - wanted + 1))))
             found = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
             noise = soxr.resample(found, file.samplerate, SAMPLE_RATE_HZ)
-    except (OSError, soundfile.SoundFileError) as error:
+    except (OSError, soundfile.SoundFileError, ValueError, TypeError) as error:
         raise DataError(f"{path}: this noise cannot be read: {first_line(error)}; remove it, or mend it") from error
     return np.resize(noise, num_samples) if len(noise) else np.zeros(num_samples, np.float32)
 

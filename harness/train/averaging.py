@@ -9,6 +9,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from harness.train.ranks import from_first
 from harness.train.trainer_part import checkpoints, leave_weights, load_weights, step_of
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def take_mean(trainer: Any, *, count: int, folders: Iterable[Path], target: Path
     steps = [step_of(path) for path in chosen]
     if len(chosen) < 2:
         return {"notes": [too_few(count, found=len(chosen))]}
-    average_folders(chosen, target=target)
+    from_first(lambda: average_folders(chosen, target=target))
     best = state.best_model_checkpoint
     load_weights(trainer, target)
     wer = float(trainer.predict(trainer.eval_dataset, metric_key_prefix="mean").metrics["mean_wer"])

@@ -85,11 +85,12 @@ def find(effective: int, *, scratch: Path, trial: Callable[[int], None]) -> int:
     return found
 
 
-def train_a_little(model: Any, arguments: Any, *, trainer_class: Any) -> None:
+def train_a_little(model: Any, arguments: Any, *, trainer_class: Any, devices: int = 1) -> None:
     """Forward, backward and optimizer steps on windows with as many labels as the model can write.
 
     model: a transformers Whisper that nobody needs afterwards.
     arguments: the Seq2SeqTrainingArguments of the training that is planned; they are changed.
+    devices: of that training. Here one tries alone, with the room that several take to exchange their gradients.
     """
     import torch
     from transformers import default_data_collator
@@ -113,9 +114,12 @@ def train_a_little(model: Any, arguments: Any, *, trainer_class: Any) -> None:
     trainer = trainer_class(
         model=model, args=arguments, train_dataset=[window] * count, data_collator=default_data_collator
     )
+    learnt = [item for item in model.parameters() if item.requires_grad and devices > 1]
+    exchanged = [torch.empty_like(item, device=arguments.device) for item in learnt]
     try:
         trainer.train()
     finally:
+        del exchanged
         _forget_embeddings(arguments)
 
 

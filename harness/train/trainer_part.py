@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.files import replace_text
 from harness.train.part import CHECKPOINTS, Part
+from harness.train.ranks import from_first
 
 if TYPE_CHECKING:
     from harness.core.artifact import Work
 
 STATE_FILE = "trainer_state.json"
-ONLY_TO_RESUME = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
+ONLY_TO_RESUME = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 """What a checkpoint that nothing resumes does without."""
 
 
@@ -28,7 +29,7 @@ class TrainerPart(Part):
 
     def train(self, trainer: Any) -> None:
         """Train to the end, or to the rung; not at all where that is reached already."""
-        found = self.checkpoint()
+        found = from_first(self.checkpoint)
         if found is None or not self._has_ended(_state(Path(found))):
             with self.diverging():
                 trainer.train(resume_from_checkpoint=found)
@@ -124,8 +125,9 @@ def step_of(checkpoint: Path) -> int:
 
 def leave_weights(checkpoint: Path) -> None:
     """Remove what only a training that goes on from there needs: it is twice as large."""
-    for name in ONLY_TO_RESUME:
-        (checkpoint / name).unlink(missing_ok=True)
+    for pattern in ONLY_TO_RESUME:
+        for path in checkpoint.glob(pattern):
+            path.unlink()
 
 
 def load_weights(trainer: Any, folder: Path | str) -> None:

@@ -81,6 +81,8 @@ class Recipe(Protocol):
     @property
     def per_step(self) -> int: ...
     @property
+    def devices(self) -> int: ...
+    @property
     def precision(self) -> str: ...
     @property
     def gradient_checkpointing(self) -> bool: ...
@@ -110,7 +112,7 @@ def shape_of(base: str, *, folder: Path | None) -> Shape | None:
 
 
 def memory(spec: Recipe, base: str, *, folder: Path | None, budget_b: float | None) -> Memory | None:
-    """What a training will take of a GPU; None for a base model whose size is not known yet.
+    """What a training will take of each GPU; None for a base model whose size is not known yet.
 
     folder: of the base weights, where they are on this machine.
     budget_b: what `batch_size: auto` has to fit into; without it, one window at a time is reckoned with.
@@ -121,7 +123,7 @@ def memory(spec: Recipe, base: str, *, folder: Path | None, budget_b: float | No
     if spec.batch_size != "auto":
         return predict(shape, spec, micro_batch=spec.batch_size)
     found = predict(shape, spec, micro_batch=1)
-    for size in candidates(spec.per_step):
+    for size in candidates(spec.per_step // spec.devices):
         found = replace(predict(shape, spec, micro_batch=size), micro_batch=size)
         if budget_b is not None and found.total_b <= budget_b:
             break
@@ -131,7 +133,8 @@ def memory(spec: Recipe, base: str, *, folder: Path | None, budget_b: float | No
 def lighter(spec: Recipe) -> Iterator[dict[str, Any]]:
     """Changes of the training's fields that take less memory, those that change the training least first."""
     sizes = [] if spec.batch_size == "auto" else candidates(spec.batch_size)[1:]
-    smaller = [{"batch_size": size, "gradient_accumulation_steps": spec.per_step // size} for size in sizes]
+    each = spec.per_step // spec.devices
+    smaller = [{"batch_size": size, "gradient_accumulation_steps": each // size} for size in sizes]
     computed: list[dict[str, Any]] = [{}] if spec.gradient_checkpointing else [{}, {"gradient_checkpointing": True}]
     evaluated: list[dict[str, Any]] = [{}] if spec.eval_batch_size == 1 else [{}, {"eval_batch_size": 1}]
     frozen, quantised = {"freeze": "encoder"}, {"optimizer": "adamw_8bit"}
@@ -148,12 +151,13 @@ def predict(shape: Shape, recipe: Recipe, *, micro_batch: int) -> Memory:
     count = Count(shape, recipe)
     resident = {
         "weights": 4 * count.num_parameters,
-        "gradients": 4 * count.num_trainable,
+        # Several devices exchange theirs through a copy.
+        "gradients": 4 * count.num_trainable * (2 if recipe.devices > 1 else 1),
         "optimizer": count.optimizer_b(),
     }
     # Between steps there are no gradients; the evaluation has their room.
     training = count.training_b(micro_batch)
-    evaluation = count.evaluation_b(recipe.eval_batch_size) - resident["gradients"]
+    evaluation = count.evaluation_b(recipe.eval_batch_size) - 4 * count.num_trainable
     parts = {**resident, "activations": max(training, evaluation)}
     return Memory({**parts, "context": CONTEXT_B + round(WASTE * sum(parts.values()))})
 

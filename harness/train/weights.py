@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import harness.suite.spec
-from harness.core.files import link_or_copy
+from harness.core.files import link_or_copy, parse_json
 from harness.errors import DataError, MissingError, first_line
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ def fault(folder: Path) -> str | None:
     if not (folder / CONFIG_FILE).is_file():
         return f"{CONFIG_FILE} is missing"
     try:
-        json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if not isinstance(parse_json((folder / CONFIG_FILE).read_text(encoding="utf-8")), dict):
+            raise DataError(f"{CONFIG_FILE} holds no JSON object")  # noqa: TRY301  # one place says what damage means
         shards = _weights(folder)
         if not shards:
             pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
@@ -203,10 +205,10 @@ def num_parameters(path: Path) -> int:
         if length > min(size, MAX_HEADER_BYTES):
             raise DataError(f"{path.name}: a header of {length} bytes in {size}; it is no safetensors file")
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             tensors = [entry for name, entry in header.items() if name != "__metadata__"]
             expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-            count: int = sum(math.prod(entry["shape"]) for entry in tensors)
+            count: int = sum(math.prod(map(operator.index, entry["shape"])) for entry in tensors)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{path.name}: its header cannot be read ({error}); it is no safetensors file") from error
     if size != expected:
@@ -223,6 +225,8 @@ def _check_whisper(folder: Path, *, base: str) -> None:
             "or another `kind:`"
         )
     vocab_size = config.get("vocab_size", MULTILINGUAL_VOCABULARY)
+    if not isinstance(vocab_size, int):
+        raise DataError(f"base: {base}: its {CONFIG_FILE} has vocab_size {vocab_size!r}, not a number; fetch it again")
     if vocab_size < MULTILINGUAL_VOCABULARY:
         raise DataError(
             f"base: {base} has {vocab_size} tokens, a Whisper that knows other languages than English at least "
@@ -241,7 +245,11 @@ def _weights(folder: Path) -> list[Path]:
         return [folder / WEIGHTS_FILE]
     if not (folder / INDEX_FILE).is_file():
         return []
-    names = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")).get("weight_map", {}).values()
+    index = parse_json((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    named = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(named, dict):
+        raise DataError(f"{INDEX_FILE} has no `weight_map` from tensors to files")
+    names = named.values()
     for name in names:
         if not isinstance(name, str) or PurePosixPath(name).name != name or "\\" in name:
             raise DataError(f"{INDEX_FILE} names {name!r}, which is not the name of a file beside it")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,17 +12,20 @@ from pydantic import Field, model_validator
 from harness.core.artifact import Resources
 from harness.core.manifests import write_jsonl
 from harness.suite.model import ModelSpec, TrainingSpec
-from harness.train import lora, micro_batch, vram, weights
+from harness.train import lora, micro_batch, ranks, vram, weights
 from harness.train.augmentation import Augmentation, augmenter
 from harness.train.averaging import take_mean
 from harness.train.guards import Guard, parting, remedy
 from harness.train.lora import Lora
 from harness.train.packing import Packing
 from harness.train.part import CHECKPOINTS, TENSORBOARD
+from harness.train.trainer_arguments import chosen_precision, trainer_arguments
 from harness.train.trainer_part import TrainerPart
-from harness.train.whisper_trainer import callbacks, clip_names, trainer_class
+from harness.train.whisper_trainer import callbacks, clip_names, metric, trainer_class
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.core.artifact import Inputs, Work
     from harness.train.examples import Clips
 
@@ -39,11 +41,8 @@ SPEC_AUGMENT = {
     "mask_feature_length": 10,
 }
 """Of Whisper's config. Masks of 100 ms over at most a twentieth of a window, and of ten mel bins now and then."""
-OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
-"""By transformers' names."""
 PER_STEP = 16
 """Windows in one optimizer step, where a suite does not say."""
-METRIC = Path(__file__).parent.parent / "core" / "russian_wer"
 
 
 class Training(TrainingSpec):
@@ -58,6 +57,11 @@ class Training(TrainingSpec):
         description="30-second windows in one forward pass; auto: as many as fit the device, by trying.",
     )
     gradient_accumulation_steps: int = Field(default=1, ge=1, description="Forward passes in one optimizer step.")
+    devices: int = Field(
+        default=1,
+        ge=1,
+        description="GPUs of one machine, or processes of a CPU, that share a step: each takes batch_size windows.",
+    )
     effective_batch_size: int | None = Field(
         default=None,
         ge=1,
@@ -104,7 +108,7 @@ class Training(TrainingSpec):
         """Windows in one optimizer step."""
         if self.batch_size == "auto":
             return self.effective_batch_size or PER_STEP
-        return self.batch_size * self.gradient_accumulation_steps
+        return self.batch_size * self.gradient_accumulation_steps * self.devices
 
     @model_validator(mode="before")
     @classmethod
@@ -123,9 +127,16 @@ class Training(TrainingSpec):
                 f"many windows a step has: effective_batch_size, now {self.per_step}"
             )
         if self.effective_batch_size not in {None, self.per_step}:
+            shared = f" × devices {self.devices}" if self.devices > 1 else ""
             raise ValueError(
                 f"effective_batch_size is {self.effective_batch_size}, but batch_size {self.batch_size} × "
-                f"gradient_accumulation_steps {accumulated} is {self.per_step}; remove it, or set batch_size: auto"
+                f"gradient_accumulation_steps {accumulated}{shared} is {self.per_step}; remove it, or set batch_size: "
+                "auto"
+            )
+        if self.per_step % self.devices:
+            raise ValueError(
+                f"effective_batch_size is {self.per_step}, which {self.devices} devices cannot share evenly; make it a "
+                f"multiple of {self.devices}"
             )
         return self
 
@@ -166,6 +177,17 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     Leaves `model/` (the best checkpoint by dev WER), or of a segment what continues it, `curves.jsonl` and TensorBoard
     files.
     """
+    if spec.devices == 1:
+        return _train(spec, inputs, work)
+    ranks.check(spec.devices)
+    if spec.batch_size == "auto":
+        # In a process of its own, whose memory is free again when the ranks begin: they find what it wrote.
+        ranks.run_ranks(_sized, spec, inputs, work, count=1)
+    return ranks.run_ranks(_train, spec, inputs, work, count=spec.devices)
+
+
+def _train(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
+    """Train, as the only process or as one rank; the first rank alone writes, and returns the meta."""
     import torch
     import transformers
     from transformers import WhisperProcessor
@@ -180,18 +202,26 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     processor = WhisperProcessor.from_pretrained(base)
     reading = {"policy": spec.text, "tokenizer": processor.tokenizer, "cache": work.scratch / "cache"}
     reading["max_tokens"] = examples.text_context(base)
-    train_clips, dev_clips = (examples.read_clips(inputs[role][0], **reading) for role in ("train", "dev"))
-    asked, spec = spec, _sized(spec, base, inputs, work)
+    train_clips, dev_clips = (
+        ranks.from_first(partial(examples.read_clips, inputs[role][0], **reading)) for role in ("train", "dev")
+    )
+    asked, spec = spec, _sized(spec, inputs, work)
     per_epoch = examples.windows_per_epoch(train_clips, packing=spec.packing)
     max_steps = spec.max_steps or math.ceil(spec.epochs * per_epoch / spec.per_step)
     model = _model(base, spec)
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    part = TrainerPart.of(spec, inputs, work)
+    part = ranks.from_first(lambda: TrainerPart.of(spec, inputs, work))
     trainer = _trainer(
         model, spec, work, processor=processor, train=train_clips, dev=dev_clips, part=part, max_steps=max_steps
     )
+    if spec.devices > 1:
+        # Each rank drops and masks by itself.
+        transformers.set_seed(spec.seed + trainer.args.process_index)
     part.train(trainer)
-    finished = _finish(trainer, processor, work, spec, part) if part.until is None else part.finish(work)
+    if part.until is None:
+        finished = _finish(trainer, processor, work, spec, part)
+    else:
+        finished = part.finish(work) if ranks.is_first() else {}
     return finished | {
         "num_steps": max_steps,
         "num_windows_per_epoch": per_epoch,
@@ -204,28 +234,30 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
         ],
         "num_trainable": num_trainable,
         "micro_batch": spec.batch_size,
-        "precision": _precision(spec.precision),
+        "precision": chosen_precision(spec.precision),
     }
 
 
-def _sized(spec: Training, base: Path, inputs: Inputs, work: Work) -> Training:
+def _sized(spec: Training, inputs: Inputs, work: Work) -> Training:
     """The training with a batch size in numbers; the parts of one training share it."""
+    each = spec.per_step // spec.devices
 
     def split(size: int) -> Training:
-        steps = spec.per_step // size
+        steps = each // size
         return spec.model_copy(update={"batch_size": size, "gradient_accumulation_steps": steps})
 
     def trial(size: int) -> None:
         work.progress(0, 1, f"trying {size} windows at once")
-        arguments = _arguments(split(size), work, max_steps=1, longest=1)
-        micro_batch.train_a_little(_model(base, spec), arguments, trainer_class=trainer_class())
+        arguments = trainer_arguments(split(size), work, max_steps=1, longest=1)
+        model = _model(inputs["base"][0].path / "model", spec)
+        micro_batch.train_a_little(model, arguments, trainer_class=trainer_class(), devices=spec.devices)
 
     if spec.batch_size != "auto":
         return spec
     earlier = [artifact.meta["micro_batch"] for artifact in inputs.get("resume", ())]
     if earlier:
         return split(earlier[0])
-    return split(micro_batch.find(spec.per_step, scratch=work.scratch, trial=trial))
+    return split(micro_batch.find(each, scratch=work.scratch, trial=trial))
 
 
 def _trainer(
@@ -244,18 +276,20 @@ def _trainer(
     renderer = examples.Renderer(processor, language=LANGUAGE)
     trainer = trainer_class()(
         model=model,
-        args=_arguments(spec, work, max_steps=max_steps, longest=max(dev.sizes()[1])),
-        train_dataset=examples.training_table(
-            train,
-            renderer=renderer,
-            packing=spec.packing,
-            count=max_steps * spec.per_step,
-            seed=spec.seed,
-            augmenter=augmenter(spec.augment, seed=spec.seed),
+        args=trainer_arguments(spec, work, max_steps=max_steps, longest=max(dev.sizes()[1])),
+        train_dataset=ranks.from_first(
+            lambda: examples.training_table(
+                train,
+                renderer=renderer,
+                packing=spec.packing,
+                count=max_steps * spec.per_step,
+                seed=spec.seed,
+                augmenter=augmenter(spec.augment, seed=spec.seed),
+            )
         ),
-        eval_dataset=examples.evaluation_table(dev, renderer=renderer),
+        eval_dataset=ranks.from_first(lambda: examples.evaluation_table(dev, renderer=renderer)),
         data_collator=renderer.collate,
-        compute_metrics=_metric(processor.tokenizer),
+        compute_metrics=metric(processor.tokenizer),
         processing_class=processor,
         callbacks=[*callbacks(work, max_steps=max_steps, patience=spec.early_stopping_patience), part.callback()],
     )
@@ -264,7 +298,9 @@ def _trainer(
         names=clip_names(train, trainer.train_dataset),
         last=part.checkpoint,
         num_steps=max_steps,
-        remedy=remedy(learning_rate=spec.learning_rate, precision=_precision(spec.precision), safe=("fp32", "bf16")),
+        remedy=remedy(
+            learning_rate=spec.learning_rate, precision=chosen_precision(spec.precision), safe=("fp32", "bf16")
+        ),
     )
     return trainer
 
@@ -289,88 +325,6 @@ def _model(base: Path, spec: Training) -> Any:
     return model
 
 
-def _arguments(spec: Training, work: Work, *, max_steps: int, longest: int) -> Any:
-    import torch
-    from transformers import Seq2SeqTrainingArguments
-
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work.scratch / TENSORBOARD)
-    precision = _precision(spec.precision)
-    eval_steps = min(spec.eval_steps, max_steps)
-    return Seq2SeqTrainingArguments(
-        output_dir=str(work.scratch / CHECKPOINTS),
-        max_steps=max_steps,
-        per_device_train_batch_size=spec.batch_size,
-        per_device_eval_batch_size=spec.eval_batch_size,
-        gradient_accumulation_steps=spec.gradient_accumulation_steps,
-        optim=OPTIMIZERS[spec.optimizer],
-        learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.schedule,
-        warmup_steps=spec.warmup_steps,
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=not torch.cuda.is_available(),
-        activation_checkpointing=spec.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        eval_strategy="steps",
-        eval_steps=eval_steps,
-        save_strategy="steps",
-        save_steps=eval_steps,
-        save_total_limit=spec.average_checkpoints + 1,  # and the best
-        load_best_model_at_end=True,
-        metric_for_best_model="wer",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,
-        predict_with_generate=True,
-        # A model that has learned to babble would fill the whole text context on every clip of every evaluation.
-        generation_max_length=min(448, 2 * longest + 16),
-        logging_steps=max(1, min(25, max_steps // 20)),
-        logging_first_step=True,
-        report_to=["tensorboard"],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        # The table already is in its shuffled order, epoch after epoch.
-        train_sampling_strategy="sequential",
-        dataloader_num_workers=spec.num_workers,
-        # Forked processes would share the locks of torch's threads.
-        dataloader_multiprocessing_context="spawn" if spec.num_workers else None,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        label_names=["labels"],
-        seed=spec.seed,
-    )
-
-
-def _precision(wanted: str) -> str:
-    import torch
-
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    # Without these instructions bf16 is emulated and slower than fp32.
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001  # no public name
-    return "bf16" if fast else "fp32"
-
-
-def _metric(tokenizer: Any) -> Any:
-    import evaluate
-    import numpy as np
-
-    metric = evaluate.load(str(METRIC))
-
-    def compute(prediction: Any) -> dict[str, float]:
-        def texts(ids: Any) -> list[str]:
-            clean = np.where(ids < 0, tokenizer.pad_token_id, ids)
-            return list(tokenizer.batch_decode(clean, skip_special_tokens=True))
-
-        hypotheses, references = texts(prediction.predictions), texts(prediction.label_ids)
-        scores: dict[str, float] = metric.compute(predictions=hypotheses, references=references)
-        return scores
-
-    return compute
-
-
 def _finish(trainer: Any, processor: Any, work: Work, spec: Training, part: TrainerPart) -> dict[str, Any]:
     state = trainer.state
     meta = {"best_dev_wer": state.best_metric, "best_step": state.best_global_step, "final_step": state.global_step}
@@ -384,6 +338,8 @@ def _finish(trainer: Any, processor: Any, work: Work, spec: Training, part: Trai
         )
         notes += mean.pop("notes")
         meta |= mean
+    if not ranks.is_first():
+        return meta
     model = lora.merge(trainer.model)
     model.config.use_cache = True
     if spec.spec_augment:

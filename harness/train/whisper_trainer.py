@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.train.averaging import lighten
 from harness.train.examples import IGNORED
 from harness.train.guards import weights_norm
+from harness.train.ranks import is_first, wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from harness.train.guards import Guard
 else:
     Base = object
+
+METRIC = Path(__file__).parent.parent / "core" / "russian_wer"
 
 
 def trainer_class() -> Any:
@@ -51,24 +54,31 @@ class WhisperTraining(Base):  # type: ignore[misc]  # untyped
         """Cross-entropy over the tokens of the whole step; smoothed in training alone.
 
         Whisper is given their number and passes over it: without this, a step of several forward passes would add up
-        their means, and its gradients would be so many times too large.
+        their means, and its gradients would be so many times too large. Of several devices, whose gradients become
+        their mean, each has its share as many times.
         """
-        if not model.training or not (self.label_smoothing or self.args.gradient_accumulation_steps > 1):
+        num_devices = self.args.world_size
+        num_passes = self.args.gradient_accumulation_steps * num_devices
+        if not model.training or not (self.label_smoothing or num_passes > 1):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         known = {name: value for name, value in inputs.items() if name != "labels" or "decoder_input_ids" not in inputs}
         outputs = model(**known)
         loss = token_loss(
             outputs.logits, inputs["labels"], label_smoothing=self.label_smoothing, num_tokens=num_items_in_batch
         )
+        # Not in place, and not by one: a single device's loss stays as it is, to the last bit.
+        loss = loss * num_devices if num_devices > 1 else loss
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # The table is taken row by row: these windows.
-        first = self._windows(self.state.global_step).start + self.forwards * self.args.train_batch_size
-        places = range(first, first + self.args.train_batch_size)
+        size, num_devices = self.args.train_batch_size, self.args.world_size
+        # The table is taken row by row: these windows, one device after the other.
+        first = self._windows(self.state.global_step).start + self.forwards * size * num_devices
         self.forwards = (self.forwards + 1) % self.args.gradient_accumulation_steps
-        self._check(loss, what="loss", step=self.state.global_step + 1, places=places)
+        for rank, value in enumerate(self.accelerator.gather(loss).reshape(-1).tolist()):
+            places = range(first + rank * size, first + (rank + 1) * size)
+            self._check(value, what="loss", step=self.state.global_step + 1, places=places)
         return loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -91,14 +101,21 @@ class WhisperTraining(Base):  # type: ignore[misc]  # untyped
 
     def _windows(self, step: int) -> range:
         """Places in the training of a step's windows; step: from 0 on."""
-        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return range(step * per_step, (step + 1) * per_step)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Of every rank, before the first writes the trainer's state: with that a checkpoint counts as whole."""
+        super()._save_rng_state(output_dir)
+        wait()
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
         """On a CPU in float32, as the exported files will run.
 
         Under autocast every generated token casts all weights anew: slower, and with other words here and there.
         """
+        # Seq2SeqTrainer would also count what fills up the last batches, so that every rank has one.
+        self.gather_function = self.accelerator.gather_for_metrics
         model = self.model
         # accelerate wraps `forward` in autocast and keeps the plain one here.
         plain = getattr(model, "_original_forward", None)
@@ -112,7 +129,7 @@ class WhisperTraining(Base):  # type: ignore[misc]  # untyped
 
 
 def callbacks(work: Work, *, max_steps: int, patience: int | None) -> list[Any]:
-    """What tells how far a training is, sends its curves, and ends it where nothing improves."""
+    """What tells how far a training is and sends its curves, of one rank alone, and ends it where nothing improves."""
     from transformers import EarlyStoppingCallback, TrainerCallback
 
     from harness.train.curves import curve_logger
@@ -133,7 +150,27 @@ def callbacks(work: Work, *, max_steps: int, patience: int | None) -> list[Any]:
                 self.note = f"dev WER {logs['eval_wer']:.3f}"
 
     stopping = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
-    return [Progress(), curve_logger(), *stopping]
+    telling = [Progress(), curve_logger()] if is_first() else []
+    return [*telling, *stopping]
+
+
+def metric(tokenizer: Any) -> Any:
+    """Dev WER and CER of what was generated."""
+    import evaluate
+    import numpy as np
+
+    wer = evaluate.load(str(METRIC))
+
+    def compute(prediction: Any) -> dict[str, float]:
+        def texts(ids: Any) -> list[str]:
+            clean = np.where(ids < 0, tokenizer.pad_token_id, ids)
+            return list(tokenizer.batch_decode(clean, skip_special_tokens=True))
+
+        hypotheses, references = texts(prediction.predictions), texts(prediction.label_ids)
+        scores: dict[str, float] = wer.compute(predictions=hypotheses, references=references)
+        return scores
+
+    return compute
 
 
 def clip_names(clips: Clips, table: Any) -> Callable[[Iterable[int]], Iterator[str]]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from harness.errors import MissingError
 from harness.train import micro_batch, whisper
+from harness.train.trainer_arguments import trainer_arguments
 from harness.train.whisper import Training
 from tests.trainings import inputs, settings, weights_of, work_in
 
@@ -140,7 +141,7 @@ def test_the_parts_of_a_search_split_their_steps_alike(
     monkeypatch.setattr(micro_batch, "find", lambda *_, **__: pytest.fail("an earlier part has found it"))
     earlier = {**sets, "resume": (artifact(tmp_path, micro_batch=4),)}
     spec = settings(batch_size="auto", effective_batch_size=16)
-    sized = whisper._sized(spec, tiny_whisper, earlier, work_in(tmp_path / "work"))
+    sized = whisper._sized(spec, earlier, work_in(tmp_path / "work"))
     assert (sized.batch_size, sized.gradient_accumulation_steps, sized.per_step) == (4, 4, 16)
 
 
@@ -182,7 +183,7 @@ def one_step(
             )
 
     work = work_in(folder)
-    arguments = whisper._arguments(spec, work, max_steps=1, longest=1)
+    arguments = trainer_arguments(spec, work, max_steps=1, longest=1)
     arguments.eval_strategy = arguments.save_strategy = "no"
     arguments.load_best_model_at_end = False
     arguments.report_to = []

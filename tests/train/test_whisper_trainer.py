@@ -177,7 +177,7 @@ def evaluated(work: Work) -> list[int]:
 def test_training_stops_after_its_patience(
     inputs: dict[str, list[Artifact]], work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whisper, "_metric", Dev([0.9, 0.5, 0.6, 0.5, 0.4]))
+    monkeypatch.setattr(whisper, "metric", Dev([0.9, 0.5, 0.6, 0.5, 0.4]))
     spec = Training(**{**STEPS, "max_steps": 9, "eval_steps": 1, "early_stopping_patience": 2})
     meta = whisper.run(spec, inputs, work)
     assert (meta["final_step"], meta["best_step"], meta["best_dev_wer"]) == (4, 2, 0.5)
@@ -203,12 +203,12 @@ def test_a_killed_training_keeps_counting_towards_its_patience(
 ) -> None:
     """Killed after one evaluation without a better WER; resumed, one more is enough."""
     spec = Training(**{**STEPS, "max_steps": 9, "eval_steps": 1, "early_stopping_patience": 2})
-    monkeypatch.setattr(whisper, "_metric", Dev([0.9, 0.5, 0.6]))
+    monkeypatch.setattr(whisper, "metric", Dev([0.9, 0.5, 0.6]))
     with monkeypatch.context() as patch:
         patch.setattr(Work, "progress", killing(4))
         with pytest.raises(KilledError):
             whisper.run(spec, inputs, work)
-    monkeypatch.setattr(whisper, "_metric", Dev([0.55, 0.1]))
+    monkeypatch.setattr(whisper, "metric", Dev([0.55, 0.1]))
     meta = whisper.run(spec, inputs, work)
     assert (meta["final_step"], meta["best_step"]) == (4, 2)
     assert evaluated(work) == [1, 2, 3, 4]
@@ -259,7 +259,7 @@ def test_masks_dropout_and_smoothing_change_what_is_learnt(inputs: dict[str, lis
 def test_the_mean_is_taken_if_it_is_no_worse_than_the_best(
     inputs: dict[str, list[Artifact]], work: Work, monkeypatch: pytest.MonkeyPatch, mean_wer: float, taken: bool
 ) -> None:
-    monkeypatch.setattr(whisper, "_metric", Dev([0.6, 0.5, 0.7, 0.8, mean_wer]))
+    monkeypatch.setattr(whisper, "metric", Dev([0.6, 0.5, 0.7, 0.8, mean_wer]))
     spec = Training(**{**STEPS, "max_steps": 4, "eval_steps": 1, "learning_rate": 1e-3, "average_checkpoints": 2})
     meta = whisper.run(spec, inputs, work)
     checkpoints = work.scratch / "checkpoints"
