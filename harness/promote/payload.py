@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from harness.core.files import file_sha256
 from harness.errors import HarnessError
@@ -121,13 +122,17 @@ def _append(parcel: Parcel, name: str, target: Path, *, begun: int) -> str:
         if begun:
             source.seek(begun)
         left = size - begun
-        # One buffer for all of it: fresh memory for each piece costs more than the copy.
-        buffer = memoryview(bytearray(CHUNK))
-        # No more than the manifest says, whatever a zip's stream holds.
-        while left and (count := source.readinto(buffer[: min(CHUNK, left)])):  # type: ignore[attr-defined]
-            digest.update(buffer[:count])
-            file.write(buffer[:count])
-            left -= count
+        # The same buffers for all of it: fresh memory for each piece costs more than the copy.
+        buffer, other = memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK))
+        with ThreadPoolExecutor(1) as hashing:
+            hashed: Future[Any] = hashing.submit(bool)
+            # No more than the manifest says, whatever a zip's stream holds.
+            while left and (count := source.readinto(buffer[: min(CHUNK, left)])):  # type: ignore[attr-defined]
+                hashed.result()
+                hashed = hashing.submit(digest.update, buffer[:count])
+                file.write(buffer[:count])
+                left -= count
+                buffer, other = other, buffer
         file.flush()
         sync(file.fileno())
     return digest.hexdigest()
