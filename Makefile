@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SUITE ?= suites/quickstart.yaml
 EXTRAS ?= train,parakeet,ray,dev
 
-.PHONY: install demo test lint bench fuzz constraints clean
+.PHONY: install demo test lint bench chaos fuzz constraints clean
 
 install: $(STAMP)
 
@@ -38,6 +38,12 @@ bench: $(STAMP)
 # 10,000 damaged inputs through every reader; the summary is results/chaos/fuzz.json.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz --count 10000
+
+# Faults on purpose: full and damaged disks, signals, clocks, MLflow away, then kills in every stage; hours with 200.
+KILLS ?= 200
+chaos: $(STAMP)
+	HARNESS_CHAOS=1 $(BIN)/python -m pytest tests/chaos
+	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
 # Renews the resolution of all extras for every system and Python that the project runs on.
 constraints: $(STAMP)

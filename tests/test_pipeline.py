@@ -2,104 +2,32 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jiwer
-import numpy as np
 import psutil
 import pytest
-import soundfile
-import soxr
 
 from harness.core.recordings import read_samples
 from harness.promote.parcel import opened
 from harness.promote.runtime import load
-from tests.conftest import AELITA
+from tests.pipelines import board_of, comparable, harness, model_hashes, partial, start, until, write_suite
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.promote.manifest import Manifest
-
-ROOT = Path(__file__).parent.parent
-DEADLINE_S = 240
-MEASURED = (
-    "wer",
-    "wer_lo",
-    "wer_hi",
-    "cer",
-    "num_utterances",
-    "num_failed",
-    "audio_s",
-    "tied_with_best",
-    "rank",
-    "row",
-)
-"""Columns that the same models must give again; times and memory differ from run to run."""
-
-SUITE = """
-suite: tiny
-datasets:
-  clips:
-    kind: manifest
-    path: clips/manifest.jsonl
-    split: {dev: 0.2, test: 0.2, by: recording}
-train: {from: clips/train}
-heldout:
-  dev: {from: clips/dev, role: dev}
-  test: {from: clips/test, role: test}
-models:
-  tiny:
-    kind: whisper
-    base: %BASE%
-    train: {batch_size: 2, max_steps: 6, eval_steps: 2, precision: fp32, packing: {window_s: 29.5, singles: 0.5}}
-    grid: {learning_rate: [1e-3], warmup_steps: [2]}
-    export: [whisper_onnx, whisper_ggml]
-score: {runtimes: [onnx, whispercpp]}
-promote: {target: mimir}
-"""
 
 
 @pytest.fixture(scope="module")
 def suite(tiny_whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fourteen short clips of the shipped recordings and a suite over them."""
-    folder = tmp_path_factory.mktemp("suite")
-    rows = [json.loads(line) for line in (AELITA / "manifest.jsonl").read_text("utf-8").splitlines()]
-    rows = sorted(rows, key=lambda row: row["duration"])[:14]
-    (folder / "clips" / "clips").mkdir(parents=True)
-    for row in rows:
-        shutil.copyfile(AELITA / row["audio_filepath"], folder / "clips" / row["audio_filepath"])
-    samples, rate_hz = soundfile.read(AELITA / rows[0]["audio_filepath"])
-    stereo = np.stack([soxr.resample(samples, rate_hz, 44_100)] * 2, axis=1)
-    rows[0]["audio_filepath"] = "clips/stereo.wav"
-    soundfile.write(folder / "clips" / "clips" / "stereo.wav", stereo, 44_100)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "clips" / "manifest.jsonl").write_text(lines, encoding="utf-8")
-    path = folder / "tiny.yaml"
-    path.write_text(SUITE.replace("%BASE%", json.dumps(str(tiny_whisper))), encoding="utf-8")
-    return path
-
-
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "harness", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
-
-
-def harness(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=DEADLINE_S)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return write_suite(tmp_path_factory.mktemp("suite"), base=tiny_whisper)
 
 
 @pytest.fixture(scope="module")
@@ -110,27 +38,6 @@ def finished(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stdout + result.stderr
     assert "note: prepare clips: resampled" in result.stdout
     return cwd
-
-
-def board_of(cwd: Path) -> list[dict[str, str]]:
-    with (cwd / "results" / "tiny" / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def comparable(cwd: Path) -> list[tuple[str, ...]]:
-    return sorted(tuple(line[name] for name in ("heldout", *MEASURED)) for line in board_of(cwd))
-
-
-def model_hashes(cwd: Path) -> dict[str, str]:
-    """Name of each trained or exported artifact → sha256 of its weights, from its record."""
-    records = [json.loads(path.read_text("utf-8")) for path in (cwd / "results" / "store").glob("*/artifact.json")]
-    return {
-        f"{record['name']} {name}": entry["sha256"]
-        for record in records
-        if record["stage"] in ("train", "export")
-        for name, entry in record["files"].items()
-        if name.endswith((".safetensors", ".onnx", ".bin"))
-    }
 
 
 def test_board_has_a_row_for_every_variant_export_and_heldout_set(finished: Path) -> None:
@@ -205,10 +112,6 @@ def test_a_model_is_not_better_than_itself(finished: Path, suite: Path, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def partial(stage: str) -> Callable[[Path], bool]:
-    return lambda cwd: any((cwd / "results" / "store" / ".partial").glob(f"{stage}-*/job.json"))
-
-
 def checkpoint(cwd: Path) -> bool:
     pattern = "train-*/scratch/checkpoints/checkpoint-2/trainer_state.json"
     return any((cwd / "results" / "store" / ".partial").glob(pattern))
@@ -217,11 +120,7 @@ def checkpoint(cwd: Path) -> bool:
 def kill_when(reached: Callable[[Path], bool], *, suite: Path, cwd: Path) -> None:
     """Run, SIGKILL the run once `reached`, and see that its workers end too."""
     process = start("run", str(suite), cwd=cwd)
-    deadline = time.monotonic() + DEADLINE_S
-    while not reached(cwd):
-        assert process.poll() is None, "the run ended before it could be killed: " + "".join(process.communicate())
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(reached, process, cwd=cwd)
     workers = psutil.Process(process.pid).children()
     process.kill()
     process.communicate()
@@ -246,15 +145,8 @@ def test_killed_in_every_stage_ends_with_the_same_leaderboard_and_models(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(suite: Path, tmp_path: Path) -> None:
-    # Under a shell's `&` this process ignores SIGINT, and a child would inherit that; a handler is not inherited.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = start("run", str(suite), cwd=tmp_path)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    while not partial("export")(tmp_path):
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = start("run", str(suite), cwd=tmp_path)
+    until(partial("export"), process, cwd=tmp_path)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
