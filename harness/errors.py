@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 
@@ -60,6 +61,28 @@ class SuiteError(HarnessError):
     def __init__(self, message: str, problems: tuple[Problem, ...] = ()) -> None:
         super().__init__("\n".join([message, *(f"  {problem}" for problem in problems)]))
         self.problems = problems
+
+
+REMEDIES = {
+    "ENOSPC": "free some space",
+    "EDQUOT": "free some of your quota",
+    "EROFS": "make it writable, or choose another place with --results",
+    "EACCES": "make it writable, or choose another place with --results",
+    "EIO": "check the disk",
+}
+"""What a disk refuses → what to do; not every system knows all of them."""
+
+
+def refused_by_disk(error: BaseException) -> HarnessError | None:
+    """The message for an error that the user's disk is the cause of; None for any other."""
+    name = errno.errorcode.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+    if not name and "No space left on device" in str(error):
+        name = "ENOSPC"  # of a library that is not written in Python
+    if name not in REMEDIES:
+        return None
+    where = getattr(error, "filename", None) or "a file of the store"
+    what = (getattr(error, "strerror", None) or "no space left on device").lower()
+    return HarnessError(f"{where}: {what}; {REMEDIES[name]} and run again: what is finished is kept")
 
 
 def first_line(error: Exception) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.core.files import replace_text
-from harness.errors import HarnessError
+from harness.core.files import parse_json, replace_text
+from harness.errors import HarnessError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ def read(path: Path) -> list[Measurement]:
         raise HarnessError(f"{path}: there is no such file; `harness bench BUNDLE` writes bench-<host>.json")
     try:
         with path.open("rb") as file:
-            content = json.loads(file.read(MAX_BYTES))
+            content = parse_json(file.read(MAX_BYTES))
         if content["schema"] > SCHEMA:
             raise HarnessError(f"{path}: schema {content['schema']} is newer than {SCHEMA}; update harness")
         return [Measurement.model_validate(item) for item in content["measurements"]]
@@ -87,7 +87,7 @@ def read(path: Path) -> list[Measurement]:
         told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise HarnessError(f"{path}: {told}; measure again: harness bench BUNDLE") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise HarnessError(f"{path}: no measurements can be read ({error!r}); measure again") from error
+        raise HarnessError(f"{path}: no measurements can be read ({first_line(error)}); measure again") from error
 
 
 def write(path: Path, measurements: Sequence[Measurement]) -> None:

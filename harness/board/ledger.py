@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from filelock import FileLock
 
 from harness.board.comparison import best_on_dev
-from harness.core.files import append_line
+from harness.core.files import append_line, parse_json
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def read(path: Path) -> tuple[list[Entry], int]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             newer = entry["schema"] > SCHEMA
             _identity(entry)
         except (ValueError, KeyError, TypeError):

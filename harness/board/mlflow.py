@@ -323,7 +323,7 @@ def _read_record(path: Path, *, uri: str) -> dict[str, Any]:
         known = nothing | {"runs": stored["runs"]} | {name: stored[name] for name in nothing if name in stored}
         Models.of_record(known["models"], rebuild=False)
         return {name: dict(value) for name, value in known.items()}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return nothing
 
 

@@ -14,6 +14,7 @@ import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from harness.core.tar_headers import Header
 from harness.errors import DataError, MissingError
 
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ def _restore(path: Path, *, device: str) -> Any:
         )
     except UnsafeTargetError as error:
         raise DataError(f"{path}: NeMo refuses to construct what {CONFIG_FILE} names: {_first_line(error)}") from error
-    except (RuntimeError, OSError, LookupError, TypeError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:
+        # NeMo, Hydra, OmegaConf and SentencePiece raise what they like.
         raise DataError(f"{path}: NeMo cannot restore it: {_first_line(error)}; save the model again") from error
     return model.eval()
 
@@ -220,9 +224,9 @@ def _open(path: Path) -> Iterator[tarfile.TarFile]:
     """As NeMo opens it: a plain tar, else a gzipped one."""
     try:
         try:
-            archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below
+            archive = tarfile.open(path, "r:", tarinfo=Header)  # noqa: SIM115 - closed below
         except tarfile.ReadError:
-            archive = tarfile.open(path, "r:gz")  # noqa: SIM115 - closed below
+            archive = tarfile.open(path, "r:gz", tarinfo=Header)  # noqa: SIM115 - closed below
         with archive:
             yield archive
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
@@ -315,7 +319,10 @@ def _check_tokenizer(path: Path, tokenizer: Any, *, place: str = "tokenizer") ->
     """A tokenizer's files lie in the archive: another path would be read, and packed when the model is saved."""
     if not isinstance(tokenizer, dict):
         return
-    for language, inner in (tokenizer.get("langs") or {}).items():
+    languages = tokenizer.get("langs") or {}
+    if not isinstance(languages, dict):
+        raise DataError(f"{path}: refused: {place}.langs is {languages!r}, not tokenizers by language")
+    for language, inner in languages.items():
         _check_tokenizer(path, inner, place=f"{place}.langs.{language}")
     needed = TOKENIZER_FILES.get(str(tokenizer.get("type")).lower())
     for field in ARTIFACT_FIELDS:

@@ -8,8 +8,9 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING
 
+from harness.core.tar_headers import Header, HostileArchiveError
 from harness.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 BLOCK = 1 << 16
 """Bytes that are decompressed at once; so many are lost before the place where an archive is cut off."""
-MAX_HEADER = 1 << 20
-"""Bytes of a member's extended header; real ones have a few hundred."""
 MAX_SIZE = 1 << 31
 """Bytes of one member that is read: five hours of stereo at CD quality."""
 DRIVE = re.compile(r"^[A-Za-z]:")
@@ -34,10 +33,6 @@ class Member:
     offset: int
     """Of its first byte; in a compressed archive, of the decompressed stream."""
     size: int
-
-
-class HostileArchiveError(DataError):
-    """An archive that no corpus has: it would write outside its folder, or link, or claim to be a device."""
 
 
 class CutOffError(DataError):
@@ -67,7 +62,7 @@ def members(archive: Path) -> Iterator[tuple[Member, IO[bytes] | None]]:
                 fileobj=file,
                 mode="r|" if compressed else "r:",
                 bufsize=BLOCK,
-                tarinfo=_Header,
+                tarinfo=Header,
                 errors="surrogateescape",
             ) as tar:
                 while (header := tar.next()) is not None:
@@ -118,25 +113,6 @@ class Forward:
 
     def close(self) -> None:
         self._file.close()
-
-
-class _Header(tarfile.TarInfo):
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            # tarfile takes what it cannot read for the end, save at the very beginning.
-            raise tarfile.ReadError(str(error)) from error
-
-    def _proc_member(self, tar: tarfile.TarFile) -> Any:
-        # Extended headers are read whole; one of some gigabytes would fill the memory.
-        extended = self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-        if (extended or self.type == tarfile.SOLARIS_XHDTYPE) and self.size > MAX_HEADER:
-            raise HostileArchiveError(f"{tar.name!r}: a member has a header of {self.size} bytes, over {MAX_HEADER}")
-        return super()._proc_member(tar)  # type: ignore[misc]  # documented in its source for subclasses
 
 
 def _refuse_hostile(header: tarfile.TarInfo, *, archive: Path) -> None:

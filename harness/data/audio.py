@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from harness.core.manifests import SAMPLE_RATE_HZ
+from harness.core.recordings import read_all
 from harness.data.report import RefusedError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ ROUNDING_S = 0.06
 """Manifests give durations with as little as one decimal."""
 STREAMED = 0x7FFF_0000
 """A header that promises this many bytes was written before the end was known; it says nothing about truncation."""
-
 SILENT = 33
 """Highest sample, of 32,768, of a recording that holds nothing to hear: -60 dB."""
 CLIPPED_FRACTION = 0.001
@@ -101,10 +101,11 @@ def _decode(source: Path | bytes, *, name: str, duration_s: float | None) -> tup
     _refuse_page(source, name=name)
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            floats = file.read(dtype="float32", always_2d=True)
+            floats = read_all(file)
             _refuse_truncated(file, name=name, num_frames=len(floats), duration_s=duration_s)
             rate_hz = int(file.samplerate)
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, ValueError, TypeError) as error:
+        # TypeError: a name that ends with .raw, of samples without a header.
         raise RefusedError(
             "unreadable", f"{name} cannot be decoded ({str(error) or 'no frames'}): damaged, cut off or no audio"
         ) from error

@@ -42,6 +42,8 @@ TAGS = ("up_votes", "down_votes", "age", "gender", "accents", "variant", "locale
 MP3_PADDING_S = 0.054
 """`clip_durations.tsv` counts whole MP3 frames, with what encoder and decoder add and drop: up to three frames of
 36 ms. Half of that is taken off, so that what is left is less than what counts as truncated."""
+MAX_DIGITS = 12
+"""Of a duration in milliseconds: thirty years."""
 SPEAKER_LETTERS = 16
 """Of the 128 hex digits of a `client_id`: more than enough to tell people apart."""
 
@@ -156,7 +158,7 @@ class _Heldout:
 def _seconds(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[str, float]]:
     for _, line in lines:
         clip, _, milliseconds = line.decode("utf-8", errors="replace").partition("\t")
-        if milliseconds.isdecimal():  # not so in the first line
+        if len(milliseconds) < MAX_DIGITS and milliseconds.isdecimal():  # not so in the first line
             yield clip, int(milliseconds) / 1000
 
 

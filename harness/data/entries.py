@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import posixpath
 import re
 import unicodedata
@@ -26,6 +25,8 @@ TEXT = ("text", "sentence", "transcription")
 OWN = (*AUDIO, *TEXT, "duration", "id", "speaker", "split", "offset")
 """Fields with a meaning; other scalars become tags."""
 MAX_NAME = 80
+MAX_DURATION_S = 1e9
+"""Thirty years; a whole number may be too large for any clock."""
 RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)", re.IGNORECASE)
 """Names that Windows does not give to files."""
 
@@ -154,7 +155,7 @@ def _duration_of(row: dict[str, Any]) -> float | None:
     value = row.get("duration")
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_DURATION_S:
         raise RefusedError("bad field", f"'duration' is {_short(value)}; it must be a number of seconds over 0")
     return float(value)
 

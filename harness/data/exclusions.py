@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.core.files import parse_json
 from harness.errors import DataError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read_exclusions(path: Path) -> Exclusions:
     names: list[str] = []
     lines: list[int] = []
     num_lines = 0
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -78,9 +78,9 @@ def read_exclusions(path: Path) -> Exclusions:
     return Exclusions(path.name, pa.array(names, pa.string()), np.array(lines, np.int64), np.zeros(num_lines, np.bool_))
 
 
-def _name(line: str, *, place: str) -> str:
+def _name(line: bytes, *, place: str) -> str:
     try:
-        row = json.loads(line)
+        row = parse_json(line.decode())
     except ValueError as error:
         raise DataError(f'{place}: is no JSON ({error}); write lines such as {{"id": "clip-17"}}') from error
     name = row.get("id") if isinstance(row, dict) else None

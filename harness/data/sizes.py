@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from harness.core.estimates import Size
+from harness.core.files import parse_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,9 +26,9 @@ def manifest_size(path: Path) -> Size | None:
     seconds: dict[str, list[float]] = {}
     for line in lines:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             split, duration_s = str(row.get("split") or ""), float(row["duration"])
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             continue  # the step itself says what is wrong with it
         if 0 < duration_s < math.inf:
             seconds.setdefault(split, []).append(duration_s)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
+from harness.core.files import parse_json
 from harness.errors import ExportError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ INDEX_FILE = "model.safetensors.index.json"
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ExportError if it is missing or none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExportError(f"{path}: cannot be read ({error}); the checkpoint is not whole: save it again") from error
     if not isinstance(value, dict):
@@ -101,8 +101,10 @@ def _shards(folder: Path) -> list[Path]:
         return [folder / WEIGHTS_FILE]
     if not (folder / INDEX_FILE).is_file():
         raise ExportError(f"{folder}: neither {WEIGHTS_FILE} nor {INDEX_FILE}; save the model as safetensors")
-    names = set(read_json(folder / INDEX_FILE).get("weight_map", {}).values())
-    for name in names:
+    named = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(named, dict):
+        raise ExportError(f"{folder / INDEX_FILE}: has no `weight_map` from tensors to files; save the model again")
+    for name in named.values():
         if not isinstance(name, str) or PurePosixPath(name).name != name or "\\" in name:
             raise ExportError(f"{folder / INDEX_FILE}: {name!r} is not the name of a file beside it")
-    return [folder / name for name in sorted(names)]
+    return [folder / name for name in sorted(set(named.values()))]

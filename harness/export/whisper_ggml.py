@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Literal
 
 from pydantic import Field
 
+from harness.core.ggml_file import MAX_LAYERS, MAX_WIDTH
 from harness.errors import ExportError
 from harness.export.checkpoint import Checkpoint, read_json
 from harness.export.ggml_types import TYPES, Kind, encode
@@ -112,8 +113,9 @@ def _config(path: Path) -> dict[str, Any]:
     if config.get("model_type") != "whisper":
         raise ExportError(f"{path}: model_type is {config.get('model_type')!r}; whisper_ggml writes only 'whisper'")
     for name in (*SIZES, "encoder_ffn_dim", "decoder_ffn_dim"):
-        if not isinstance(config.get(name), int) or config[name] <= 0:
-            raise ExportError(f"{path}: {name} is {config.get(name)!r}, expected a positive whole number")
+        most = MAX_LAYERS if name.endswith(("_layers", "_heads")) else MAX_WIDTH
+        if not isinstance(config.get(name), int) or not 0 < config[name] <= most:
+            raise ExportError(f"{path}: {name} is {config.get(name)!r}, expected a whole number from 1 to {most}")
     width = config["d_model"]
     expected = {
         "activation_function": "gelu",
@@ -139,10 +141,14 @@ def _config(path: Path) -> dict[str, Any]:
 def _tokens(path: Path, *, config: Mapping[str, Any]) -> list[bytes]:
     """Read the text tokens in order of their ids, as bytes; whisper.cpp makes up the special ones itself."""
     tokenizer = read_json(path)
-    special = {token["content"] for token in tokenizer.get("added_tokens", [])}
-    ids = {text: number for text, number in tokenizer["model"]["vocab"].items() if text not in special}
+    try:
+        special = {token["content"] for token in tokenizer.get("added_tokens", [])}
+        ids = {text: number for text, number in tokenizer["model"]["vocab"].items() if text not in special}
+        numbers = sorted(ids.values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path}: is no tokenizer ({error!r}); take the base model's") from error
     expected = VOCABULARIES[config["vocab_size"]]
-    if sorted(ids.values()) != list(range(expected)):
+    if numbers != list(range(expected)):
         raise ExportError(
             f"{path}: {len(ids)} text tokens, but a model of {config['vocab_size']} tokens has the ids 0 to "
             f"{expected - 1}; take the base model's tokenizer"

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from harness.board.devices import Measurement, model_digest
 from harness.core.files import parse_json
 from harness.core.manifests import SAMPLE_RATE_HZ
-from harness.errors import DataError, SuiteError
+from harness.core.recordings import read_all
+from harness.errors import DataError, SuiteError, first_line
 from harness.promote import runtime
 from harness.promote.payload import copy_model, needed, room
 from harness.promote.swap import Place
@@ -145,8 +146,9 @@ def read_any(path: Path) -> np.ndarray:
     import soxr
 
     try:
-        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.SoundFileError) as error:
+        with soundfile.SoundFile(path) as file:
+            samples, rate_hz = read_all(file), file.samplerate
+    except (OSError, soundfile.SoundFileError, ValueError, TypeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); leave it out") from error
     mono = samples.mean(axis=1)
     if rate_hz != SAMPLE_RATE_HZ:
@@ -160,5 +162,5 @@ def _audio_of(line: str, *, path: Path) -> str:
         row = parse_json(line)
         audio = row["audio_filepath"] if "audio_filepath" in row else row["audio"]["path"]
     except (ValueError, KeyError, TypeError) as error:
-        raise SuiteError(f"{path}: a line names no recording ({error!r}); it needs audio_filepath") from error
+        raise SuiteError(f"{path}: a line names no recording ({first_line(error)}); it needs audio_filepath") from error
     return str(audio)

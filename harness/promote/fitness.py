@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from typing import TYPE_CHECKING, Any
 
+from harness.core.files import parse_json
+from harness.core.ggml_file import HEADER, MAX_LAYERS, MAX_WIDTH, SIZES
 from harness.core.nemo_file import check_nemo
 from harness.errors import HarnessError
 from harness.export.whisper_ggml import MAGIC, VOCABULARIES
@@ -16,15 +17,6 @@ if TYPE_CHECKING:
     from harness.promote.manifest import Manifest
     from harness.promote.targets import Slot
 
-GGML_HEADER = struct.Struct("<I11i2i")
-"""Magic; 11 sizes; rows and columns of the mel filters."""
-GGML_SIZES = (
-    *("n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"),
-    *("n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels", "ftype"),
-)
-"""whisper.cpp's names."""
-MAX_SIZE = {"n_audio_layer": 128, "n_text_layer": 128, "n_audio_head": 128, "n_text_head": 128}
-MAX_WIDTH = 1 << 16
 FILTER_COLUMNS = 201
 """Frequencies below each mel filter: half of 400 samples and one."""
 MEL_BANDS = (80, 128)
@@ -52,15 +44,15 @@ def check(payload: Path, *, manifest: Manifest, slot: Slot) -> None:
 def read_ggml_header(path: Path, *, name: str) -> dict[str, int]:
     """The sizes of a Whisper for whisper.cpp. Raises HarnessError if it is none."""
     with path.open("rb") as file:
-        content = file.read(GGML_HEADER.size)
-    if len(content) < GGML_HEADER.size or content[:4] != struct.pack("<I", MAGIC):
+        content = file.read(HEADER.size)
+    if len(content) < HEADER.size or content[:4] != struct.pack("<I", MAGIC):
         known = next((what for start, what in STARTS.items() if content.startswith(start)), "no ggml file")
         raise HarnessError(
             f"{name}: the Whisper slot takes a ggml file, but this begins with {content[:4]!r}: it is {known}; "
             "export it with whisper_ggml"
         )
-    numbers = GGML_HEADER.unpack(content)
-    sizes = dict(zip(GGML_SIZES, numbers[1:12], strict=True))
+    numbers = HEADER.unpack(content)
+    sizes = dict(zip(SIZES, numbers[1:12], strict=True))
     fault = _ggml_fault(sizes, filters=numbers[12:])
     if fault:
         raise HarnessError(f"{name}: {fault}: whisper.cpp cannot run it; export it with whisper_ggml")
@@ -69,7 +61,8 @@ def read_ggml_header(path: Path, *, name: str) -> dict[str, int]:
 
 def _ggml_fault(sizes: dict[str, int], *, filters: tuple[int, ...]) -> str | None:
     for what, value in sizes.items():
-        least, most = (0, 10_000) if what == "ftype" else (1, MAX_SIZE.get(what, MAX_WIDTH))
+        largest = MAX_LAYERS if what.endswith(("_layer", "_head")) else MAX_WIDTH
+        least, most = (0, 10_000) if what == "ftype" else (1, largest)
         if not least <= value <= most:
             return f"its header says {what} {value}, outside of {least} to {most}"
     if sizes["n_vocab"] not in VOCABULARIES:
@@ -103,7 +96,7 @@ def _check_parakeet(folder: Path, *, manifest: Manifest, slot: Slot) -> None:
 def _read_config(path: Path, *, name: str) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            config = json.loads(file.read(MAX_CONFIG_BYTES))
+            config = parse_json(file.read(MAX_CONFIG_BYTES))
     except (OSError, ValueError) as error:
         raise HarnessError(
             f"{name}: config.json, which tells its mel bands, cannot be read ({error}); export it again"

@@ -7,7 +7,7 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from harness.core.files import append_line
+from harness.core.files import append_line, parse_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 """`when`, `action` (promote, candidate, install, rollback), `row`, `bundle`, `reason` and more."""
 PROMOTIONS_FILE = "promotions.jsonl"
+NEEDED = ("when", "action", "bundle")
 
 
 def now() -> str:
@@ -42,9 +43,9 @@ def read(path: Path) -> list[Entry]:
     entries = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue  # half a line that a kill left
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in NEEDED):
             entries.append(entry)
     return entries

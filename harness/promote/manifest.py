@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, first_line
 from harness.suite.spec import NAME_PATTERN
 
 SCHEMA = 2
@@ -125,8 +125,11 @@ def parse(content: bytes, *, where: str) -> Manifest:
     try:
         raw = json.loads(content)
         schema = raw["schema"]
+        json.dumps(raw, allow_nan=False)  # as it will be written down where it is installed
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise HarnessError(f"{where}: is no manifest of a bundle ({error!r}); promote the model again") from error
+        raise HarnessError(
+            f"{where}: is no manifest of a bundle ({first_line(error)}); promote the model again"
+        ) from error
     if not isinstance(schema, int) or schema > SCHEMA:
         raise HarnessError(f"{where}: schema {schema!r} is newer than {SCHEMA}, which this harness reads; update it")
     if schema < SCHEMA:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import struct
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, first_line
 from harness.promote.manifest import MANIFEST_FILE, MAX_FILES, MAX_MANIFEST_BYTES, fault_of_name, parse
 
 if TYPE_CHECKING:
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 
 MAX_RATIO = 50
 """A zip's content by its own size. Weights hardly get smaller; a zip bomb is a thousand times its size."""
+ODD = (ValueError, OverflowError, LookupError, RuntimeError, OSError, struct.error)
+"""What zipfile lets through of names that are no text, places before the beginning, and headers that are cut off."""
 STORED_AS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 CHUNK = 1 << 20
+MAX_SHOWN = 200
+"""Letters of a name, or of what zipfile says, in a message."""
 
 
 class Files(Protocol):
@@ -64,10 +69,17 @@ def opened(path: Path) -> Iterator[Parcel]:
     if not path.is_file():
         raise HarnessError(f"{path}: there is no such bundle; give a folder or a .zip that `harness promote` wrote")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _zip(path) as archive:
             yield _parcel(path, _Zip(path, archive))
     except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
-        raise HarnessError(f"{path}: is no zip, or a damaged one ({error}); {again()}") from error
+        raise HarnessError(f"{path}: is no zip, or a damaged one ({str(error)[:MAX_SHOWN]}); {again()}") from error
+
+
+def _zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except ODD as error:
+        raise zipfile.BadZipFile(first_line(error)) from error
 
 
 def again() -> str:
@@ -142,7 +154,7 @@ class _Zip:
     archive: zipfile.ZipFile
 
     def sizes(self) -> dict[str, int]:
-        entries = [entry for entry in self.archive.infolist() if not entry.is_dir()]
+        entries = [entry for entry in self.archive.infolist() if not entry.filename.endswith("/")]
         if len(entries) > MAX_FILES:
             raise HarnessError(f"{self.path}: more than {MAX_FILES} files; it is no bundle")
         for entry in entries:
@@ -158,7 +170,10 @@ class _Zip:
         return {name: entry.file_size for name, entry in zip(names, entries, strict=True)}
 
     def open(self, name: str) -> IO[bytes]:
-        return self.archive.open(self._inside() + name)
+        try:
+            return self.archive.open(self._inside() + name)
+        except ODD as error:
+            raise zipfile.BadZipFile(first_line(error)) from error
 
     def _inside(self) -> str:
         tops = {name.partition("/")[0] for name in self.archive.namelist() if "/" in name}
@@ -179,4 +194,4 @@ class _Zip:
         elif ".." in entry.filename or entry.filename.startswith("/"):
             fault = "a path that leaves the bundle"
         if fault:
-            raise HarnessError(f"{self.path}: {entry.filename!r}: {fault}; it is not opened")
+            raise HarnessError(f"{self.path}: {entry.filename[:MAX_SHOWN]!r}: {fault}; it is not opened")

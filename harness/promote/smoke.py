@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from harness.core.recordings import read_samples
 from harness.core.text import words_only
-from harness.errors import HarnessError
+from harness.errors import HarnessError, first_line
 from harness.promote.runtime import can_load, load
 
 if TYPE_CHECKING:
@@ -33,7 +33,17 @@ def listen(payload: Path, /, *, manifest: Manifest, clip: Path) -> str | None:
     """
     if not can_load(manifest):
         return None
-    return load(payload, manifest=manifest).recogniser.transcribe(read_samples(clip))
+    loaded = load(payload, manifest=manifest)
+    try:
+        return loaded.recogniser.transcribe(read_samples(clip))
+    except HarnessError:
+        raise
+    except Exception as error:
+        # Whatever a runtime raises for a model that it could load.
+        raise HarnessError(
+            f"{manifest.name}: {loaded.runtime} cannot run it on its smoke clip ({first_line(error)}); nothing was "
+            "installed: copy the bundle again, or promote again"
+        ) from error
 
 
 def check(heard: str | None, *, manifest: Manifest) -> None:

@@ -22,8 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.core.files import beside
-from harness.errors import HarnessError
+from harness.core.files import beside, parse_json
+from harness.errors import HarnessError, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +82,11 @@ def read_state(place: Place) -> State:
     """Raises HarnessError if the file is damaged."""
     if not place.state.is_file():
         return {"current": None, "previous": None}
-    return _read(place.state, wanted=("current", "previous"))
+    state = _read(place.state, wanted=("current", "previous"))
+    for name, record in state.items():
+        if record is not None and not (isinstance(record, dict) and isinstance(record.get("files"), dict)):
+            raise _damaged(place.state, f"{name} has no files")
+    return state
 
 
 def swap(place: Place, *, staged: Path, state: State) -> None:
@@ -203,9 +207,13 @@ def remove(path: Path) -> None:
 
 def _read(path: Path, *, wanted: tuple[str, ...]) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         return {name: content[name] for name in wanted}
     except (ValueError, KeyError, TypeError) as error:
-        raise HarnessError(
-            f"{path}: cannot be read ({error!r}); the model itself may be sound: move {path.parent} away, install again"
-        ) from error
+        raise _damaged(path, first_line(error)) from error
+
+
+def _damaged(path: Path, what: str) -> HarnessError:
+    return HarnessError(
+        f"{path}: cannot be read ({what}); the model itself may be sound: move {path.parent} away, install again"
+    )

@@ -64,6 +64,8 @@ def read(path: Path) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         document.faults.append((line, "YAML", f"the character U+{error.character:04X} may not stand in YAML"))
+    except RecursionError:
+        document.faults.append((1, "YAML", "is nested more deeply than any suite"))
     else:
         try:
             document.data = None if root is None else _plain(root, (), document)

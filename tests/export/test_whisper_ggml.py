@@ -195,7 +195,7 @@ def change_tensor(folder: Path, name: str, make: Callable[[dict[str, np.ndarray]
 EMBEDDING, KEY = "model.decoder.embed_tokens.weight", "model.encoder.layers.0.self_attn.k_proj.weight"
 BAD_CONFIGS = [
     ({"model_type": "bert"}, "model_type is 'bert'"),
-    ({"d_model": "64"}, "d_model is '64', expected a positive whole number"),
+    ({"d_model": "64"}, "d_model is '64', expected a whole number from 1 to 65536"),
     ({"vocab_size": 51870}, r"vocab_size is 51870, whisper.cpp knows only \[51864, 51865, 51866\]"),
     ({"vocab_size": 51864}, "50257 text tokens, but a model of 51864 tokens has the ids 0 to 50255"),
     ({"activation_function": "relu"}, "activation_function is 'relu', not 'gelu'"),
