@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import wave
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from harness.core.manifests import write_jsonl, write_manifests
 from harness.core.records import Transcript, Utterance
 from harness.engine.digests import Digests
 from harness.engine.plan import Plan, plan
-from harness.engine.store import Store
+from harness.engine.store import ARTIFACT_FILE, Store
 from harness.suite.load import load
 
 if TYPE_CHECKING:
@@ -160,3 +161,14 @@ MAKE: Mapping[str, Callable[[Work, Step], dict[str, Any]]] = {
     "train": _train,
     "export": _export,
 }
+
+
+def record_anew(folder: Path) -> None:
+    """Let an artifact's record say of its files what they are now, as if its step had left them so."""
+    path = folder / ARTIFACT_FILE
+    record = json.loads(path.read_text("utf-8"))
+    sizes = {item.relative_to(folder).as_posix(): item.stat().st_size for item in folder.rglob("*") if item.is_file()}
+    record["files"] = {
+        name: {**record["files"][name], "size": sizes[name]} for name in record["files"] if name in sizes
+    }
+    path.write_text(json.dumps(record), encoding="utf-8")

@@ -66,16 +66,20 @@ def compare_set(group: Sequence[tuple[Row, Artifact]], plan: Plan) -> dict[str, 
     if not counts:
         return {}
     _refuse_other_utterances([(row, len(item.utterances), item.utterances) for row, item in counts.items()])
-    first, *_ = counts.values()
-    drawn = Bootstrap(
-        [item.errors for item in counts.values()],
-        [item.references for item in counts.values()],
-        speakers=first.speakers,
+    drawn = resampled(list(counts.values()), plan)
+    best, baselines = _against_best(drawn, rows), _against_baselines(drawn, rows)
+    return {row.row: {**blank, **best[row.row], **baselines.get(row.row, {})} for row in rows}
+
+
+def resampled(counts: Sequence[WordCounts], plan: Plan) -> Bootstrap:
+    """Scores on one held-out set, drawn again and again as the suite says; numbered as `counts`."""
+    return Bootstrap(
+        [item.errors for item in counts],
+        [item.references for item in counts],
+        speakers=counts[0].speakers,
         seed=plan.suite.seed,
         resamples=plan.suite.score.resamples,
     )
-    best, baselines = _against_best(drawn, rows), _against_baselines(drawn, rows)
-    return {row.row: {**blank, **best[row.row], **baselines.get(row.row, {})} for row in rows}
 
 
 def _refuse_other_utterances(group: Sequence[tuple[str, int, Sequence[object]]]) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.board.comparison import SMALLEST_TEST, word_counts
+from harness.board.comparison import SMALLEST_TEST, resampled, word_counts
 from harness.board.markdown import markdown_table
 from harness.core.files import beside
 from harness.core.manifests import read_jsonl, write_jsonl
-from harness.score.significance import Bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,14 +77,7 @@ def _waterfall(chain: list[tuple[Row, Artifact]], plan: Plan) -> Waterfall:
     chain = sorted(chain, key=lambda pair: CHAIN.index(pair[0].export) if pair[0].export in CHAIN else len(CHAIN))
     exports = [row.export for row, _ in chain]
     (first, first_score), *_ = chain
-    counts = [word_counts(score) for _, score in chain]
-    drawn = Bootstrap(
-        [item.errors for item in counts],
-        [item.references for item in counts],
-        speakers=counts[0].speakers,
-        seed=plan.suite.seed,
-        resamples=plan.suite.score.resamples,
-    )
+    drawn = resampled([word_counts(score) for _, score in chain], plan)
     falls = []
     for number, (row, score) in enumerate(chain):
         several = exports.count(row.export) > 1

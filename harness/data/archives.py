@@ -21,7 +21,7 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz")
 BLOCK = 1 << 16
 """Bytes that are decompressed at once; so many are lost before the place where an archive is cut off."""
 MAX_SIZE = 1 << 31
-"""Bytes of one member that is read: five hours of stereo at CD quality."""
+"""Bytes of one member of a compressed archive: three hours of stereo at CD quality."""
 DRIVE = re.compile(r"^[A-Za-z]:")
 
 
@@ -68,13 +68,17 @@ def members(archive: Path) -> Iterator[tuple[Member, IO[bytes] | None]]:
                 while (header := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # it would keep a header for each of a million members
                     _refuse_hostile(header, archive=archive)
+                    if compressed and header.size > MAX_SIZE:
+                        # tarfile would look for its end for as long as the number is large.
+                        raise EOFError(f"a member claims {header.size} bytes")  # noqa: TRY301  # as below
                     if not header.isreg():
                         continue
                     if not compressed and header.offset_data + header.size > size:
                         raise EOFError("the last member is cut off")  # noqa: TRY301  # one place says what damage means
                     yield Member(_name(header), header.offset_data, header.size), tar.extractfile(header)
-                if compressed:
-                    file.read()  # to the checksum, which an end of the tar before the end of the file would pass over
+                # To the checksum, which an end of the tar before the end of the file would pass over.
+                while compressed and file.read(BLOCK):
+                    pass
         except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -104,7 +108,12 @@ class Forward:
                 if not skipped:
                     return b""
                 self._position += skipped
-            content = self._file.read(size)
+            # In blocks: what a damaged header claims is not taken from the memory.
+            blocks = []
+            while size > 0 and (block := self._file.read(min(BLOCK, size))):
+                blocks.append(block)
+                size -= len(block)
+            content = b"".join(blocks)
         except (EOFError, gzip.BadGzipFile, zlib.error):
             return b""
         self._position += len(content)

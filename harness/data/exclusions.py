@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -81,6 +82,7 @@ def read_exclusions(path: Path) -> Exclusions:
 def _name(line: bytes, *, place: str) -> str:
     try:
         row = parse_json(line.decode())
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair, escaped, is no text
     except ValueError as error:
         raise DataError(f'{place}: is no JSON ({error}); write lines such as {{"id": "clip-17"}}') from error
     name = row.get("id") if isinstance(row, dict) else None

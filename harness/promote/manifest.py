@@ -125,7 +125,9 @@ def parse(content: bytes, *, where: str) -> Manifest:
     try:
         raw = json.loads(content)
         schema = raw["schema"]
-        json.dumps(raw, allow_nan=False)  # as it will be written down where it is installed
+        json.dumps(
+            raw, allow_nan=False, ensure_ascii=False
+        ).encode()  # as it will be written down where it is installed
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise HarnessError(
             f"{where}: is no manifest of a bundle ({first_line(error)}); promote the model again"

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.board.comparison import SMALLEST_TEST, word_counts
+from harness.board.comparison import SMALLEST_TEST, resampled, word_counts
 from harness.board.devices import measurements_by_row, merged, model_digest
 from harness.board.slices import sliced
 from harness.errors import GateRefusedError
@@ -20,7 +20,6 @@ from harness.promote.parcel import opened
 from harness.promote.provenance import content_of
 from harness.promote.swap import HOME
 from harness.promote.transport import Remote, send
-from harness.score.significance import Bootstrap
 from harness.suite.model import CHAMPION
 
 if TYPE_CHECKING:
@@ -110,15 +109,7 @@ def _paired(own: str, before: str, heldout: str, *, scores: Scores, plan: Plan) 
     known = [score for score in pair if score and score.meta["wer"] is not None]
     if len(known) < len(pair) or known[0].meta["num_utterances"] < SMALLEST_TEST:
         return None
-    counts = [word_counts(score) for score in known]
-    drawn = Bootstrap(
-        [item.errors for item in counts],
-        [item.references for item in counts],
-        speakers=counts[0].speakers,
-        seed=plan.suite.seed,
-        resamples=plan.suite.score.resamples,
-    )
-    return drawn.difference(0, 1)
+    return resampled([word_counts(score) for score in known], plan).difference(0, 1)
 
 
 def _num_leaks(plan: Plan, store: Store) -> int | None:

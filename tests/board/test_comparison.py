@@ -13,7 +13,7 @@ from harness.errors import DataError
 from harness.score.significance import Bootstrap, holm
 from harness.terminal import leaderboard
 from tests import boards
-from tests.boards import NUM_UTTERANCES, SUITE, Finished, finished, mishear, reference
+from tests.boards import NUM_UTTERANCES, SUITE, Finished, finished, mishear, record_anew, reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,6 +145,7 @@ def test_other_utterances_are_never_compared(tmp_path: Path, change: str) -> Non
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     rows = rows[:-3] if change == "missing" else [{**rows[0], "id": "someone-else"}, *rows[1:]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    record_anew(path.parent)
     num, apart = (21, 3) if change == "missing" else (24, 1)
     message = (
         rf"{MIDDLE} lists {num} utterances of a held-out set and {BEST} 24, {apart} of them others: they cannot be "

@@ -19,7 +19,7 @@ from harness.board.waterfall import waterfalls
 from harness.core.manifests import read_manifest, write_manifests
 from harness.engine.store import Store
 from harness.errors import DataError, MissingError
-from tests.boards import NUM_UTTERANCES, Finished, finished
+from tests.boards import NUM_UTTERANCES, Finished, finished, record_anew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +67,7 @@ def rewrite_hypotheses(done: Finished, change: Callable[[dict[str, Any]], dict[s
     for path in done.store.root.glob("score-*/hypotheses.jsonl"):
         rows = [change(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        record_anew(path.parent)
 
 
 def keep_recordings(done: Finished, *, number: int) -> None:
@@ -74,6 +75,7 @@ def keep_recordings(done: Finished, *, number: int) -> None:
     for folder in done.store.root.glob("select-*"):
         for index in range(number, NUM_UTTERANCES):
             (folder / f"{index}.wav").unlink()
+        record_anew(folder)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,7 @@ def test_curves_and_what_was_no_number(done: Finished) -> None:
     (path, *_) = sorted(done.store.root.glob("train-*/curves.jsonl"))
     entries = [{"step": step, "loss": float("nan") if step > 500 else 1 / step} for step in range(1, 1001)]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    record_anew(path.parent)
     series = sorted((item["series"] for item in page_of(done).data()["curves"]), key=len)
     assert list(series[1]) == ["loss", "learning_rate", "dev_loss", "dev_wer"]
     assert series[1]["dev_wer"] == [[100, 0.1]]
@@ -223,6 +226,7 @@ def test_recordings_are_linked_from_the_store_and_from_nowhere_else(done: Finish
         utterances[0] = replace(utterances[0], audio="../../../secret.wav")
         utterances[1] = replace(utterances[1], audio="two words #1?.wav", speaker="anna")
         write_manifests(folder, utterances)
+        record_anew(folder)
     page = page_of(done)
     columns = page.unpacked("set-0")
     (selected,) = next(row for row in done.plan.rows if row.heldout == "test").scored.inputs["heldout"]
@@ -245,6 +249,7 @@ def test_recordings_in_shards_are_told_and_can_be_embedded(done: Finished) -> No
             replace(item, audio=f"00000.tar/{item.id}.wav@512+{len(content)}") for item in read_manifest(folder)
         ]
         write_manifests(folder, utterances)
+        record_anew(folder)
     assert "dev: 24 recordings lie in shards, which a page cannot play; embed them: harness report SUITE --audio" in (
         page_of(done).words()
     )
@@ -269,6 +274,7 @@ def test_rows_of_different_utterances_are_an_error(done: Finished) -> None:
     (path, *_) = sorted(done.store.root.glob("score-*/hypotheses.jsonl"))
     rows = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(rows[1:]), encoding="utf-8")
+    record_anew(path.parent)
     with pytest.raises(DataError, match=r"lists 2[34] utterances, not the 2[34] of .*run again"):
         write_report(done.plan, done.store, board=[], folder=folder_of(done))
 

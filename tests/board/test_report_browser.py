@@ -12,7 +12,7 @@ from harness.board.report import write_report
 from harness.board.waterfall import waterfalls
 from harness.core.manifests import read_manifest, write_manifests
 from tests.board.test_report import keep_recordings, rewrite_hypotheses
-from tests.boards import NUM_UTTERANCES, finished
+from tests.boards import NUM_UTTERANCES, finished, record_anew
 from tests.browsers import chromium, opened
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for number, item in enumerate(read_manifest(folder))
             ],
         )
+        record_anew(folder)
 
     def spoil(row: dict[str, Any]) -> dict[str, Any]:
         text = HOSTILE[int(row["id"][1:]) % len(HOSTILE)]

@@ -184,13 +184,15 @@ def _used_s(child: subprocess.Popen[str]) -> float:
 
 def _environment(base: Path) -> dict[str, str]:
     """A home of its own; no tracking server, no hub, few threads."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "HF_", "HARNESS_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "HF_", "HARNESS_", "ORT_"))
+    }
     home = str(base / "home")
-    own = dict.fromkeys(("HOME", "USERPROFILE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "APPDATA", "LOCALAPPDATA"), home)
-    own |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(base / "tmp"))
-    own |= dict.fromkeys(("HF_HOME", "HARNESS_CACHE"), home)
-    own |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
-    return kept | own | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    given = dict.fromkeys(("HOME", "USERPROFILE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "APPDATA", "LOCALAPPDATA"), home)
+    given |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(base / "tmp"))
+    given |= dict.fromkeys(("HF_HOME", "HARNESS_CACHE"), home)
+    given |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+    return kept | given | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def shares(targets: Sequence[Target], count: int) -> Iterator[tuple[Target, int]]:

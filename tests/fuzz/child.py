@@ -27,6 +27,8 @@ def main() -> None:
     # What libraries print is not what is told to the parent.
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # as the command line does
     logging.disable(logging.CRITICAL)
     targets = {target.name: target for target in importlib.import_module(job["targets"]).TARGETS}
     base = Path(job["base"])

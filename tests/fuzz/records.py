@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from contextlib import closing, suppress
+from contextlib import chdir, closing, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -220,9 +220,11 @@ def read_database(data: bytes, folder: Path) -> None:
     results = folder / "small"
     tracking = Projection("small", folder=folder / "mlruns", record=results / "runs.json")
     try:
-        lines = publish_results(
-            done.plan, done.store, results, tracking, suite=done.path, command="board", succeeded=True
-        )
+        # A damaged database may say that artifacts lie in the working folder; MLflow believes it.
+        with chdir(folder):
+            lines = publish_results(
+                done.plan, done.store, results, tracking, suite=done.path, command="board", succeeded=True
+            )
     finally:
         with suppress(Exception):
             dispose()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from functools import partial
@@ -14,12 +18,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.core.nemo_file import check_nemo
-from harness.data.archives import members
+from harness.data.archives import Forward, members
 from harness.data.audio import read_recording
 from harness.data.report import RefusedError
 from harness.errors import HarnessError
 from harness.promote.bench import read_any
 from harness.train import weights
+from tests.conftest import ROOT
 from tests.fuzz import corpora, models, records
 from tests.fuzz.checksums import mend_tar
 from tests.fuzz.corpora import clip
@@ -70,6 +75,7 @@ def with_name(name: bytes) -> bytes:
     [
         (corpora.read_suite, b"suite: a\nmodels: " + DEEP, "is nested more deeply than any suite"),
         (corpora.read_excluded, b'{"id": "\xff"}', "e.jsonl:1: is no JSON"),
+        (corpora.read_excluded, b'{"id": "\\ud800"}', "is no JSON"),
         (corpora.read_excluded, DEEP, "it is nested too deeply"),
         (corpora.read_nemo_manifest, manifest_line(duration=10**400), "'duration' is 1000"),
         (models.read_added_tokens, DEEP, "added_tokens.json: cannot be read"),
@@ -98,6 +104,7 @@ def with_name(name: bytes) -> bytes:
         ),
         (records.read_bench, DEEP, "no measurements can be read"),
         (records.read_bench, b"\xff" * 200_000, "no measurements can be read (UnicodeDecodeError: "),
+        (partial(records.read_bundle, name="manifest.json"), bundled(suite="\ud800"), "is no manifest of a bundle"),
         (partial(records.read_bundle, name="manifest.json"), bundled(gate=[{"nan": 1e999}]), "is no manifest of a"),
         (records.read_promotions, b'{"when": 1}\n{"when": 1, "action": [], "bundle": {}}', "nothing has been"),
         (records.read_promotions, DEEP, "nothing has been promoted"),
@@ -207,3 +214,29 @@ def test_a_database_of_another_version_of_mlflow_costs_its_pages_only(tmp_path, 
     told = capsys.readouterr().err
     assert "MLflow: " in told
     assert "the results are safe" in told
+
+
+@pytest.mark.timeout(60)
+def test_a_size_without_end_in_a_compressed_archive_is_no_endless_search(tmp_path):
+    data = bytearray(negative())
+    data[124:136] = (1 << 60 | 1 << 95).to_bytes(12, "big")
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(mend_tar(bytes(data))))
+    with pytest.raises(HarnessError, match="a member claims 1152921504606846976 bytes"):
+        list(members(tmp_path / "a.tar.gz"))
+
+
+def test_a_claimed_size_takes_no_memory(tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(b"abc"))
+    stream = Forward(tmp_path / "a.tar.gz")
+    assert stream.read(1, size=1 << 62) == b"bc"
+    stream.close()
+
+
+def test_onnx_runtime_reports_nothing_and_keeps_nothing_at_home(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(models.onnx_graphs()[0])
+    code = "import harness, onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1])"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
+    home = dict.fromkeys(("HOME", "USERPROFILE", "XDG_CACHE_HOME", "LOCALAPPDATA"), str(tmp_path / "home"))
+    command = [sys.executable, "-c", code, str(tmp_path / "m.onnx")]
+    subprocess.run(command, env=kept | home | {"PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    assert not (tmp_path / "home").exists()
