@@ -44,7 +44,7 @@ SPACE = b" "
 
 
 def check_ggml(path: Path) -> dict[str, int]:
-    """Refuse a file that is not what its own header says, to the byte. Reads no weights.
+    """Refuse a file whose tokens or tensors are not those that its own header says. Reads no weights.
 
     Returns the sizes of the header. Raises ExportError that names what is wrong.
     """
@@ -52,8 +52,9 @@ def check_ggml(path: Path) -> dict[str, int]:
         try:
             sizes = _check(file, size=path.stat().st_size)
         except (ValueError, struct.error) as error:
+            what = "it ends too early" if isinstance(error, struct.error) else error
             raise ExportError(
-                f"{path}: whisper.cpp cannot load it: {error}; fetch it again, or export the model again"
+                f"{path}: whisper.cpp cannot load it: {what}; fetch it again, or export the model again"
             ) from error
     return sizes
 
@@ -96,7 +97,7 @@ def _check_tokens(file: IO[bytes], *, limit: int) -> None:
 
 
 def _check_tensors(file: IO[bytes], *, wanted: dict[str, Shape], size: int) -> None:
-    while head := file.read(12):
+    while len(head := file.read(12)) == 12:  # whisper.cpp, too, passes over a rest
         rank, length, kind = struct.unpack("<iii", head)
         if not 0 < rank <= 3 or not 0 < length <= MAX_NAME_BYTES or kind not in BLOCKS:
             raise ValueError(f"a tensor has {rank} dimensions, a name of {length} bytes, and type {kind}")

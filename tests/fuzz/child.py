@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.score.memory import peak_ram_mib
 from tests.fuzz.campaign import MEMORY_BYTES, make
 from tests.fuzz.guard import Guard
 
@@ -49,7 +50,7 @@ def main() -> None:
         data = make(target, number, seed=job["seed"])
         folder = base / "inputs" / str(number)
         folder.mkdir()
-        tell(**read(target, data, folder, guard=guard), peak_rss_mib=peak_rss_mib())
+        tell(**read(target, data, folder, guard=guard), peak_rss_mib=peak_ram_mib())
         shutil.rmtree(folder, ignore_errors=True)
         gc.collect(0)
 
@@ -104,15 +105,6 @@ def limit_memory(more: int | None) -> None:
         used = int(pages.read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (hard if more is None else used + more, hard))
-
-
-def peak_rss_mib() -> float:
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20) if sys.platform == "darwin" else peak / 1024
 
 
 if __name__ == "__main__":

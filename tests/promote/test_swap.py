@@ -180,9 +180,7 @@ def test_a_journal_that_cannot_be_read(tmp_path: Path) -> None:
     place = Place(tmp_path, GGML)
     place.home.mkdir(parents=True)
     place.journal.write_text('{"staged": "incoming"}', encoding="utf-8")
-    with pytest.raises(
-        HarnessError, match=r"journal.json: cannot be read \(KeyError\('inode'\)\); the model itself may"
-    ):
+    with pytest.raises(HarnessError, match=r"journal.json: cannot be read \(KeyError: 'inode'\); the model itself may"):
         recover(place)
 
 

@@ -142,10 +142,10 @@ def test_an_error_of_whisper_cpp_is_not_taken_for_silence(tiny_ggml):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda whole: b"", "cannot load it: .*bad magic"),
-        (lambda whole: b"GGUF" + whole[4:], "cannot load it: .*bad magic"),
-        (lambda whole: whole[:500_000], "cannot load it: .*no tensors loaded"),
-        (lambda whole: whole[: len(whole) // 2], "cannot load it: .*not all tensors loaded"),
+        (lambda whole: b"", "cannot load it: it ends too early"),
+        (lambda whole: b"GGUF" + whole[4:], "cannot load it: it begins with 0x46554747"),
+        (lambda whole: whole[:500_000], "cannot load it: it ends too early"),
+        (lambda whole: whole[: len(whole) // 2], r"cannot load it: it ends at byte \d+, in the middle of its weights"),
     ],
 )
 def test_a_file_that_is_damaged_is_refused(tiny_ggml, tmp_path, content, message):
