@@ -126,18 +126,14 @@ def _executor(
 
 def _up_to(planned: Plan, only: str | None) -> list[Step]:
     """All steps, or those of one stage with everything that they need."""
+    from harness.engine.plan import with_needs
+
     if only is None:
         return list(planned.steps)
     stages = list(dict.fromkeys(step.stage for step in planned.steps))
     if only not in stages:
         raise typer.BadParameter(f"unknown stage '{only}'; this suite has: {', '.join(stages)}", param_hint="--only")
-    wanted: set[str] = set()
-    pending = [step for step in planned.steps if step.stage == only]
-    while pending:
-        step = pending.pop()
-        if step.key not in wanted:
-            wanted.add(step.key)
-            pending += step.needs
+    wanted = with_needs(step for step in planned.steps if step.stage == only)
     return [step for step in planned.steps if step.key in wanted]
 
 

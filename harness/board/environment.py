@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from harness import __version__
+from harness.core.packages import installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,15 +24,8 @@ def environment(devices: Iterable[str]) -> str:
         "harness": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: installed(name) or "not installed" for name in PACKAGES},
     }
     lines = [f"{name} {found}" for name, found in versions.items()]
     lines += [f"device {device}" for device in dict.fromkeys(devices)]
     return "\n".join(lines) + "\n"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

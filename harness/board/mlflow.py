@@ -175,7 +175,7 @@ class Projection:
         known = client.get_experiment_by_name(self.suite)
         if known is None:
             # A server keeps artifacts where it was told to; the local store's lie beside its database.
-            place = (self.folder / "artifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
+            place = None if self.is_served else (self.folder / "artifacts").resolve().as_uri()
             return client, str(client.create_experiment(self.suite, artifact_location=place, tags=EXPERIMENT_TAGS))
         if known.lifecycle_stage == "deleted":
             client.restore_experiment(known.experiment_id)

@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+CHUNK = 8 << 20
+"""Bytes that are copied at once."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -52,6 +55,16 @@ def file_sha256(path: Path) -> str:
     """In hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_hashed(source: IO[bytes], target: IO[bytes], *, limit: int | None = None) -> tuple[int, str]:
+    """Size and sha256 of what was copied: of more than `limit` bytes, no more than one too many."""
+    size, digest = 0, hashlib.sha256()
+    while chunk := source.read(CHUNK if limit is None else min(CHUNK, limit + 1 - size)):
+        target.write(chunk)
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()
 
 
 def link_or_copy(source: Path, target: Path) -> None:

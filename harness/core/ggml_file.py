@@ -59,14 +59,18 @@ def check_ggml(path: Path) -> dict[str, int]:
     return sizes
 
 
+def most(name: str) -> int:
+    """The largest number that is taken for a size, by whisper.cpp's or transformers' name."""
+    return MAX_LAYERS if name.rstrip("s").endswith(("_layer", "_head")) else MAX_WIDTH
+
+
 def _check(file: IO[bytes], *, size: int) -> dict[str, int]:
     magic, *numbers, rows, columns = HEADER.unpack(file.read(HEADER.size))
     sizes = dict(zip(SIZES, numbers, strict=True))
     if magic != MAGIC:
         raise ValueError(f"it begins with {magic:#x}, not with ggml's {MAGIC:#x}")
     for name, value in sizes.items():
-        most = MAX_LAYERS if name.endswith(("_layer", "_head")) else MAX_WIDTH
-        if not (0 if name == "ftype" else 1) <= value <= most:
+        if not (0 if name == "ftype" else 1) <= value <= most(name):
             raise ValueError(f"its header says {name} {value}")
     if sizes["ftype"] % QUANTISED not in FILE_TYPES:
         raise ValueError(f"its header says ftype {sizes['ftype']}, which is no way to store weights")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
+from harness.core.packages import installed
 from harness.errors import MissingError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def identity(names: Iterable[str]) -> dict[str, str]:
     return {
         "Python": platform.python_version(),
         "harness": f"{harness.__version__} with code {code.hexdigest()[:12]}",
-        **{name: _version(name) for name in names},
+        **{name: installed(name) or "not installed" for name in names},
     }
 
 
@@ -175,13 +176,6 @@ def _device(spec: Any) -> str:
     return str(getattr(getattr(spec, "runtime", None) or spec, "device", "auto"))
 
 
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _closure() -> set[str]:
     """The installed packages that the project is built on, and those that they are built on."""
     found: set[str] = set()
@@ -194,7 +188,7 @@ def _closure() -> set[str]:
             continue
         for requirement in requirements:
             other = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
-            if other not in found and _version(other) != "not installed":
+            if other not in found and installed(other):
                 found.add(other)
                 pending.append(other)
     # Where the project lies on the path without being installed, everything is compared.

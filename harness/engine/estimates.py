@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.estimates import Size
 from harness.engine.fit import memories
 from harness.engine.search import RESUMED
-from harness.engine.store import ARTIFACT_FILE
+from harness.engine.store import ARTIFACT_FILE, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -117,7 +117,7 @@ class _Estimator:
     def of(self, step: Step) -> Estimate:
         artifact = self.store.find(step.folder, key=step.key)
         if artifact:
-            record = _read(artifact.path)
+            record = read_record(artifact.path)
             self.sizes[step.key] = size = _measured(artifact.path, record)
             return Estimate(*_numbers(size), _weight(record), record.get("wall_s"), is_measured=True)
         known = {
@@ -191,7 +191,7 @@ class _Estimator:
     def _num_steps(self, record: Mapping[str, Any]) -> int:
         """Optimizer steps that a finished training took itself: without those of the segments before it."""
         resumed = record.get("inputs", {}).get(RESUMED, [])
-        earlier = [_read(self.store.root / name) for name in resumed if (self.store.root / name).is_dir()]
+        earlier = [read_record(self.store.root / name) for name in resumed if (self.store.root / name).is_dir()]
         before = max((part["meta"]["final_step"] for part in earlier), default=0)
         return int(record["meta"].get("final_step") or 0) - before
 
@@ -209,11 +209,6 @@ def _numbers(size: Size | None) -> tuple[int | None, float | None]:
 
 def _manifests_b(size: Size) -> float:
     return size.num_clips * MANIFEST_B_PER_CLIP + size.audio_s * MANIFEST_B_PER_S
-
-
-def _read(path: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
-    return record
 
 
 def _weight(record: Mapping[str, Any]) -> int:
@@ -237,7 +232,7 @@ def _records(store: Store, stage: str) -> Iterator[dict[str, Any]]:
     """The records of all finished steps of a stage that ran long enough."""
     for path in sorted(store.root.glob(f"{stage}-*/{ARTIFACT_FILE}")):
         try:
-            record = _read(path.parent)
+            record = read_record(path.parent)
         except (OSError, ValueError):
             continue  # the step itself will complain
         if (record.get("wall_s") or 0) >= LONG_S:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -17,6 +17,7 @@ from harness.data import leakage
 from harness.engine import search
 from harness.engine.probes import probe_steps
 from harness.engine.sets import heldout_sets, training_set
+from harness.engine.store import folder_name
 from harness.errors import SuiteError
 from harness.score import scores
 from harness.suite.model import ZERO_SHOT, ModelSpec, expand
@@ -50,8 +51,8 @@ class Step:
 
     @property
     def folder(self) -> str:
-        """Its name in the store. 64 bits of the key are enough to tell steps apart; the whole is in the artifact."""
-        return f"{self.stage}-{self.key[:16]}"
+        """Its name in the store."""
+        return folder_name(self.stage, self.key)
 
     @property
     def module(self) -> Any:
@@ -103,6 +104,21 @@ class Plan:
     suite: Suite
     steps: tuple[Step, ...]
     rows: tuple[Row, ...]
+
+
+def with_needs(steps: Iterable[Step]) -> dict[str, Step]:
+    """Some steps and all that they need, by key; what a step needs comes before it."""
+    found: dict[str, Step] = {}
+
+    def add(step: Step) -> None:
+        if step.key not in found:
+            for need in step.needs:
+                add(need)
+            found[step.key] = step
+
+    for step in steps:
+        add(step)
+    return found
 
 
 class Builder:

@@ -8,7 +8,6 @@ A reader sees a whole artifact or none, whenever a writer dies. Of two writers t
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -22,16 +21,15 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from harness.core.files import copy_hashed
 from harness.errors import HarnessError, MissingError, SuiteError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import BinaryIO
 
 INDEX_FILE = "artifact.json"
 MAX_INDEX_B = 256 << 20
 """Bytes that are read of an index: a million files take less."""
-CHUNK = 8 << 20
 THREADS = 8
 ABSENT_S = 30.0
 """For so long an artifact that was not there is not asked for again, nor a server that did not answer."""
@@ -203,7 +201,7 @@ class Remote:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._files.open(f"{self._path}/{place}/{name}", "rb") as source, target.open("xb") as file:
-                size, sha256 = _copy(source, file, limit=listed.size)
+                size, sha256 = copy_hashed(source, file, limit=listed.size)
         except FileNotFoundError as error:
             raise HarnessError(
                 f"{self.url}/{place}/{name}: is gone, and its index names it; "
@@ -220,7 +218,7 @@ class Remote:
     def _upload(self, place: str, path: Path, *, source: Path) -> Listed:
         target = f"{self._path}/{place}/{path.relative_to(source).as_posix()}"
         with path.open("rb") as file, self._files.open(target, "wb") as out:
-            size, sha256 = _copy(file, out)
+            size, sha256 = copy_hashed(file, out)
         return Listed(size=size, sha256=sha256)
 
     def _write(self, files: Any, path: str, content: bytes) -> None:
@@ -263,16 +261,6 @@ class Remote:
                 allow_delayed_open=True,  # a small object is one request
             )
         )
-
-
-def _copy(source: BinaryIO, target: BinaryIO, *, limit: int | None = None) -> tuple[int, str]:
-    """Size and sha256 of what was copied: of more than `limit` bytes, no more than one too many."""
-    size, digest = 0, hashlib.sha256()
-    while chunk := source.read(CHUNK if limit is None else min(CHUNK, limit + 1 - size)):
-        target.write(chunk)
-        digest.update(chunk)
-        size += len(chunk)
-    return size, digest.hexdigest()
 
 
 def _each(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:

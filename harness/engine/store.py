@@ -157,7 +157,7 @@ def read_artifact(path: Path, *, sizes: bool = False) -> Artifact:
     sizes: or if a file is missing or of another size; what keeps its size is found by `harness store verify`.
     """
     try:
-        record = parse_json((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
+        record = read_record(path)
         if record["schema"] > SCHEMA:
             raise HarnessError(f"{path}: schema {record['schema']} is newer than {SCHEMA}; update harness")
         files = {name: entry["sha256"] for name, entry in record["files"].items()}
@@ -170,6 +170,12 @@ def read_artifact(path: Path, *, sizes: bool = False) -> Artifact:
         raise HarnessError(
             f"{path / ARTIFACT_FILE}: cannot be read ({error}); remove the folder and run again"
         ) from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """All that `artifact.json` of a folder says. Raises OSError and ValueError."""
+    record: dict[str, Any] = parse_json((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
+    return record
 
 
 def _check_sizes(path: Path, files: Mapping[str, Any]) -> None:
@@ -200,8 +206,7 @@ def recordings_of(path: Path) -> set[str]:
 
 def wall_s(path: Path) -> float | None:
     """Seconds that the step took when it ran."""
-    record = parse_json((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
-    seconds: float | None = record.get("wall_s")
+    seconds: float | None = read_record(path).get("wall_s")
     return seconds
 
 

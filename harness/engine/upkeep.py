@@ -9,12 +9,12 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
 from harness.core.files import file_sha256, replace_text
-from harness.engine.store import ARTIFACT_FILE, folder_name, read_artifact, weigh
+from harness.engine.store import ARTIFACT_FILE, folder_name, read_artifact, read_record, weigh
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def faults(path: Path) -> list[str]:
         artifact = read_artifact(path)
     except HarnessError as error:
         return [str(error)]
-    adopted: dict[str, dict[str, int]] = _record(path).get("adopted", {})
+    adopted: dict[str, dict[str, int]] = read_record(path).get("adopted", {})
     found = []
     if folder_name(artifact.stage, artifact.key) != path.name:
         found.append(f"is '{artifact.stage}' with key {artifact.key}, which belongs into another folder")
@@ -179,18 +179,13 @@ def _folders(root: Path) -> Iterator[Path]:
 
 def _stored(path: Path) -> Stored:
     try:
-        artifact, record = read_artifact(path), _record(path)
+        artifact, record = read_artifact(path), read_record(path)
         size = sum(item["size"] for group in ("files", "adopted") for item in record.get(group, {}).values())
         inputs = frozenset(name for names in record.get("inputs", {}).values() for name in names)
         modified_s = _modified_s(path / ARTIFACT_FILE)
         return Stored(path.name, str(record.get("name", "")), size, modified_s, inputs, artifact.files)
     except (HarnessError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return Stored(path.name, "", weigh(path)["size"], _modified_s(path), frozenset(), {})
-
-
-def _record(path: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
-    return record
 
 
 def _spread(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.core.ggml_file import MAX_LAYERS, MAX_WIDTH
+from harness.core.ggml_file import MAGIC, most
 from harness.errors import ExportError
 from harness.export.checkpoint import Checkpoint, read_json
 from harness.export.ggml_types import TYPES, Kind, encode
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 VERSION = 1
 
 MODEL_FILE = "ggml-model.bin"
-MAGIC = 0x67676D6C
 VOCABULARIES = {51864: 50256, 51865: 50257, 51866: 50257}
 """Tokens of the model → text tokens of the file, of OpenAI's three vocabularies: English, multilingual, large-v3.
 whisper.cpp derives the number of languages and all special tokens from the first."""
@@ -113,9 +112,8 @@ def _config(path: Path) -> dict[str, Any]:
     if config.get("model_type") != "whisper":
         raise ExportError(f"{path}: model_type is {config.get('model_type')!r}; whisper_ggml writes only 'whisper'")
     for name in (*SIZES, "encoder_ffn_dim", "decoder_ffn_dim"):
-        most = MAX_LAYERS if name.endswith(("_layers", "_heads")) else MAX_WIDTH
-        if not isinstance(config.get(name), int) or not 0 < config[name] <= most:
-            raise ExportError(f"{path}: {name} is {config.get(name)!r}, expected a whole number from 1 to {most}")
+        if not isinstance(config.get(name), int) or not 0 < config[name] <= most(name):
+            raise ExportError(f"{path}: {name} is {config.get(name)!r}, expected a whole number from 1 to {most(name)}")
     width = config["d_model"]
     expected = {
         "activation_function": "gelu",

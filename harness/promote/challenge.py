@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,12 +11,12 @@ from pydantic import ValidationError
 
 from harness.board.devices import model_digest
 from harness.board.slices import Sliced
-from harness.core.files import file_sha256
+from harness.core.files import copy_hashed
 from harness.engine.local import LocalExecutor
-from harness.engine.plan import Builder
+from harness.engine.plan import Builder, with_needs
 from harness.engine.walk import run_steps
 from harness.errors import HarnessError, SuiteError
-from harness.promote.parcel import CHUNK, again, check_sha256, opened
+from harness.promote.parcel import again, check_sha256, opened
 from harness.score.scores import SLICES_FILE
 from harness.suite import spec as base
 from harness.suite.kinds import kinds
@@ -57,8 +56,8 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
             target = work.path / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with parcel.files.open(name) as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file, CHUNK)
-            check_sha256(parcel, name, file_sha256(target))
+                _, sha256 = copy_hashed(source, file)
+            check_sha256(parcel, name, sha256)
         served = parcel.manifest.onnx_asr
     return {"onnx_asr": served.model_dump()} if served else {}
 
@@ -158,20 +157,10 @@ def _found(steps: Mapping[str, Step], store: Store) -> dict[str, Artifact]:
 
 def _run(steps: Iterable[Step], store: Store, *, logs: Path, watch: Watched) -> None:
     """These and all that they need, each in a process of its own."""
-    wanted: dict[str, Step] = {}
-    for step in steps:
-        _add(step, wanted)
+    wanted = with_needs(steps)
     with watch(len(wanted)) as listener:
         executor = LocalExecutor(logs, jobs=1)
         outcomes = run_steps(list(wanted.values()), store=store, executor=executor, listener=listener)
     for step in wanted.values():
         if outcomes[step.key].state == "failed":
             raise HarnessError(f"{step.name}: {outcomes[step.key].error}; its log: {outcomes[step.key].log}")
-
-
-def _add(step: Step, wanted: dict[str, Step]) -> None:
-    """What a step needs comes before it."""
-    if step.key not in wanted:
-        for need in step.needs:
-            _add(need, wanted)
-        wanted[step.key] = step

@@ -6,10 +6,10 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from harness.core.files import parse_json
-from harness.core.ggml_file import HEADER, MAX_LAYERS, MAX_WIDTH, SIZES
+from harness.core.ggml_file import HEADER, MAGIC, SIZES, most
 from harness.core.nemo_file import check_nemo
 from harness.errors import HarnessError
-from harness.export.whisper_ggml import MAGIC, VOCABULARIES
+from harness.export.whisper_ggml import VOCABULARIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,10 +61,9 @@ def read_ggml_header(path: Path, *, name: str) -> dict[str, int]:
 
 def _ggml_fault(sizes: dict[str, int], *, filters: tuple[int, ...]) -> str | None:
     for what, value in sizes.items():
-        largest = MAX_LAYERS if what.endswith(("_layer", "_head")) else MAX_WIDTH
-        least, most = (0, 10_000) if what == "ftype" else (1, largest)
-        if not least <= value <= most:
-            return f"its header says {what} {value}, outside of {least} to {most}"
+        least, largest = (0, 10_000) if what == "ftype" else (1, most(what))
+        if not least <= value <= largest:
+            return f"its header says {what} {value}, outside of {least} to {largest}"
     if sizes["n_vocab"] not in VOCABULARIES:
         return f"its header says n_vocab {sizes['n_vocab']}, which is none of Whisper's {sorted(VOCABULARIES)}"
     if sizes["n_mels"] not in MEL_BANDS or filters != (sizes["n_mels"], FILTER_COLUMNS):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.packages import installed
 from harness.score.memory import MIB, nvidia_devices
 from harness.score.processor import cpu_model, physical_cores
 
@@ -98,9 +98,4 @@ def _asked(question: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _version(package: str) -> str | None:
-    for name in DISTRIBUTIONS.get(package, (package,)):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    return next(filter(None, map(installed, DISTRIBUTIONS.get(package, (package,)))), None)

@@ -92,6 +92,7 @@ def windows(
     durations_s, num_tokens: of each clip; no clip may be longer than 30 s, or its text than the text context.
     max_tokens: the text context. Without packing each clip is a window of its own, without timestamps.
     """
+    sizes = _sizes(durations_s, num_tokens)
     rng = random.Random(seed)  # noqa: S311  # an order of clips, not a secret
     # Apart from the order: the windows are the same, whatever share of them has a prompt.
     prompting = random.Random(f"prompts {seed}")  # noqa: S311
@@ -101,7 +102,7 @@ def windows(
         if packing is None:
             yield from (Window((index,), timestamps=False) for index in order)
             continue
-        epoch = list(_fill(order, durations_s, num_tokens, packing=packing, rng=rng, max_tokens=max_tokens))
+        epoch = list(_fill(order, sizes, packing=packing, rng=rng, max_tokens=max_tokens))
         if packing.prompts:
             epoch[1:] = [
                 replace(window, prompt=before.clips) if prompting.random() < packing.prompts else window
@@ -122,7 +123,7 @@ def epoch_size(
         return len(durations_s)
     order = range(len(durations_s))
     rng = random.Random(0)  # noqa: S311  # as above
-    packed = _fill(order, durations_s, num_tokens, packing=packing, rng=rng, max_tokens=max_tokens)
+    packed = _fill(order, _sizes(durations_s, num_tokens), packing=packing, rng=rng, max_tokens=max_tokens)
     return sum(1 for _ in packed) + round(packing.singles * len(durations_s))
 
 
@@ -132,24 +133,26 @@ def grid_steps(duration_s: float) -> int:
     return math.ceil(duration_s * TIMESTAMPS_PER_S - 1e-6)
 
 
+def _sizes(durations_s: Sequence[float], num_tokens: Sequence[int]) -> np.ndarray:
+    """Seconds, steps of the grid and tokens that each clip takes of a window: [num_clips, 3]."""
+    import numpy as np
+
+    steps = [grid_steps(duration_s) for duration_s in durations_s]
+    return np.column_stack([durations_s, steps, np.asarray(num_tokens) + TOKENS_AROUND_CLIP])
+
+
 def _fill(
-    order: Sequence[int],
-    durations_s: Sequence[float],
-    num_tokens: Sequence[int],
-    *,
-    packing: Packing,
-    rng: random.Random,
-    max_tokens: int,
+    order: Sequence[int], sizes: np.ndarray, *, packing: Packing, rng: random.Random, max_tokens: int
 ) -> Iterator[Window]:
     """Each window begins with the clip that waits longest, and takes what comes next.
+
+    sizes: of all clips, from `_sizes`.
 
     Without timestamps it is filled to measure. With them it ends before the first clip that does not fit: were all
     such windows full, the model would learn that speech ends where a window does, and not listen.
     """
     import numpy as np
 
-    steps = [grid_steps(duration_s) for duration_s in durations_s]
-    sizes = np.column_stack([durations_s, steps, np.asarray(num_tokens) + TOKENS_AROUND_CLIP])
     # What many clips are padded by to the grid may be more than what `window_s` leaves of the 30 s.
     limits = np.array([packing.window_s, MAX_WINDOW_S * TIMESTAMPS_PER_S, max_tokens - TOKENS_AROUND_WINDOW])
     rest = iter(order)
