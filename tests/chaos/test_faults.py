@@ -172,11 +172,15 @@ if "harness.engine.worker" in sys.orig_argv:
 """
 """Half a second after a worker has begun, its clock goes back by an hour."""
 LIMIT = """
-import resource, sys
+import resource, sys, threading
 if "harness.engine.worker" in sys.orig_argv:
     resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
+    threading.Thread(target=lambda: all(iter(lambda: True, False)), daemon=True).start()
+    sys.setswitchinterval(0.001)
 """
-"""The kernel kills the worker, as it does when memory is short: SIGKILL, after a second of its work."""
+"""The kernel kills the worker, as it does when memory is short: SIGKILL, after a second of work. A thread takes half of
+it: a quick machine prepares so few clips in a little less.
+"""
 
 
 def injected(folder: Path, program: str) -> dict[str, str]:
