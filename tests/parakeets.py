@@ -13,12 +13,25 @@ DURATIONS = [0, 1, 2, 3, 4]
 WIDTH, HIDDEN = 32, 24
 UNKNOWN, NEVER = 0, 100.0
 """`<unk>`, which every runtime writes in its own way."""
+DROPOUTS = ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
+SPEC_AUGMENT = {
+    "_target_": "nemo.collections.asr.modules.SpectrogramAugmentation",
+    "freq_masks": 2,
+    "time_masks": 2,
+    "freq_width": 15,
+    "time_width": 0.05,
+}
 BLANK = {"tdt": 2.0, "hybrid": 2.0, "rnnt": 12.0, "ctc": 1.0}
 """How much more than any other token the blank scores, so that there are pauses."""
 
 
-def build_parakeet(folder: Path, *, kind: str = "tdt", num_mels: int = 80, layers: int = 2, width: int = WIDTH) -> Path:
-    """Save a random `.nemo` in `folder`. kind: tdt, rnnt, ctc or hybrid (tdt with an auxiliary ctc)."""
+def build_parakeet(
+    folder: Path, *, kind: str = "tdt", num_mels: int = 80, layers: int = 2, width: int = WIDTH, dropout: float = 0.0
+) -> Path:
+    """Save a random `.nemo` in `folder`. kind: tdt, rnnt, ctc or hybrid (tdt with an auxiliary ctc).
+
+    dropout: of the encoder; with it training also masks the spectrogram.
+    """
     import torch
     from nemo.collections.asr import models
     from nemo.utils import logging
@@ -34,6 +47,9 @@ def build_parakeet(folder: Path, *, kind: str = "tdt", num_mels: int = 80, layer
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     config = parakeet_config(_tokenizer(folder), kind=kind, num_mels=num_mels, layers=layers, width=width)
+    if dropout:
+        config["encoder"] |= dict.fromkeys(DROPOUTS, dropout)
+        config["spec_augment"] = SPEC_AUGMENT
     model = classes[kind](OmegaConf.create(config)).eval()
     _vary(model, blank=BLANK[kind])
     path = folder / f"{kind}-{num_mels}.nemo"
@@ -80,10 +96,7 @@ def parakeet_config(tokenizer: Path, *, kind: str, num_mels: int, layers: int, w
             "pos_emb_max_len": 5000,
             "conv_kernel_size": 9,
             "conv_norm_type": "batch_norm",
-            "dropout": 0.0,
-            "dropout_pre_encoder": 0.0,
-            "dropout_emb": 0.0,
-            "dropout_att": 0.0,
+            **dict.fromkeys(DROPOUTS, 0.0),
         },
         "optim": {"name": "adamw", "lr": 0.001},
     }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import shutil
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import soundfile
 
 from harness.core.artifact import Artifact, Work
@@ -13,6 +17,9 @@ from harness.core.manifests import read_jsonl, write_manifests
 from harness.core.records import Utterance
 from harness.train import whisper
 from tests.conftest import AELITA, artifact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def short_clips(folder: Path, *, num: int, skip: int = 0, is_float: bool = False, text: str | None = None) -> Artifact:
@@ -47,6 +54,26 @@ def settings(**changes: Any) -> whisper.Training:
     """Four windows a step, two steps, an evaluation after each."""
     fields = {"max_steps": 2, "batch_size": 4, "eval_steps": 1, "precision": "fp32", "packing": None, "warmup_steps": 1}
     return whisper.Training.model_validate({**fields, "learning_rate": 1e-3, **changes})
+
+
+def kill_at_step(step: int, run: Callable[..., Any], spec: Any, sets: Any, work: Work) -> list[psutil.Process]:
+    """Start a training in a process of its own and kill that at a step; returns what it had started, all of it gone."""
+    worker = multiprocessing.get_context("spawn").Process(target=run, args=(spec, sets, work))
+    worker.start()
+    while worker.is_alive() and _step(work) < step:
+        time.sleep(0.02)
+    started = psutil.Process(worker.pid).children(recursive=True)
+    worker.kill()
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
+    return started
+
+
+def _step(work: Work) -> int:
+    try:
+        return int(json.loads((work.scratch / "progress.json").read_text("utf-8"))["done"])
+    except (OSError, ValueError):
+        return 0
 
 
 def work_in(folder: Path) -> Work:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.estimates import Memory
 from harness.errors import DataError
+from harness.train import ranks
 from harness.train.speech_batches import batch_size
 
 if TYPE_CHECKING:
@@ -84,10 +85,10 @@ def _remedy(duration_s: float, seconds: float, *, alone: bool) -> str:
 
 
 def free_memory_bytes() -> int:
-    """Of the GPU where there is one, else of the machine."""
+    """Of the GPU where there is one, else this process's share of the machine's."""
     import psutil
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available) // ranks.place()[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harness.train.averaging import mean_weights, told, too_few
+from harness.train.nemo_ranks import hardware, together
 from harness.train.nemo_trainer import RECENT, VAL_WER
 from harness.train.part import CHECKPOINTS
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from harness.train.nemo_part import NemoPart
 
 
-def take_mean(model: Any, *, part: NemoPart, count: int, dev: Any, precision: str) -> dict[str, Any]:
+def take_mean(model: Any, *, part: NemoPart, count: int, dev: Any, precision: str, devices: int = 1) -> dict[str, Any]:
     """Give the model, which has the best checkpoint's weights, the mean of the last ones if that is no worse on dev.
 
-    dev: a data loader. Returns meta.
+    dev: a data loader. devices: that each evaluate a share. Returns meta.
     """
     reached = part.progress()
     assert reached is not None  # noqa: S101  # a training ends with a checkpoint
@@ -32,7 +33,7 @@ def take_mean(model: Any, *, part: NemoPart, count: int, dev: Any, precision: st
     best, best_wer, best_step = model.state_dict(), reached.best["eval_wer"], int(reached.best["step"])
     best = {name: tensor.detach().cpu().clone() for name, tensor in best.items()}
     model.load_state_dict(mean_weights(_weights(found[step]) for step in steps))
-    wer = _dev_wer(model, dev, precision=precision)
+    wer = _dev_wer(model, dev, precision=precision, devices=devices)
     if wer > best_wer:
         model.load_state_dict(best)
     return {
@@ -48,19 +49,15 @@ def _weights(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
     return state.items()
 
 
-def _dev_wer(model: Any, dev: Any, *, precision: str) -> float:
+def _dev_wer(model: Any, dev: Any, *, precision: str, devices: int) -> float:
     """As the training measures it."""
-    import torch
     from lightning.pytorch import Trainer
 
     trainer = Trainer(
-        accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=1,
-        precision={"fp32": "32-true"}.get(precision, precision),
+        **hardware(devices, precision=precision),
+        callbacks=together(devices),
         logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     (measured,) = trainer.validate(model, dataloaders=dev, verbose=False)
     return float(measured[VAL_WER])

@@ -7,6 +7,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from harness.core.wer import ErrorCounts
+from harness.train import ranks
 from harness.train.curves import LOG, curve_metrics
 
 if TYPE_CHECKING:
@@ -36,24 +37,25 @@ class Curves:
         self.work, self.schedule, self.seed = work, schedule, seed
         self.rows: list[Row] = []
         self.send = _sender()
-        self._losses: list[Any] = []
+        self._losses: list[float] = []
         self._current: Row = {}
         self._note = ""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "losses": [float(loss) for loss in self._losses]}
+        return {"rows": self.rows, "losses": self._losses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        import torch
-
-        self.rows, self._losses = state["rows"], [torch.tensor(loss) for loss in state["losses"]]
+        self.rows, self._losses = state["rows"], state["losses"]
 
     def on_train_batch_start(self, _trainer: Any, _model: Any, _batch: Any, batch_idx: int) -> None:
         import torch
 
-        # Dropout and masks depend on the batch's number alone: a resumed training draws what an unbroken one does.
-        torch.manual_seed(self.seed * 2**31 + batch_idx)
-        random.seed(self.seed * 2**31 + batch_idx)
+        # Dropout and masks depend on the batch's place alone: a resumed training draws what an unbroken one does, and
+        # several devices what one does.
+        rank, num_ranks = ranks.place()
+        place = batch_idx * num_ranks + rank
+        torch.manual_seed(self.seed * 2**31 + place)
+        random.seed(self.seed * 2**31 + place)
 
     def on_before_optimizer_step(self, trainer: Any, model: Any, optimizer: Any) -> None:
         import torch
@@ -65,16 +67,18 @@ class Curves:
 
     def on_train_batch_end(self, trainer: Any, _model: Any, outputs: Any, _batch: Any, batch_idx: int) -> None:
         # Lightning's loss is divided by the number of batches in a step.
-        self._losses.append(outputs["loss"].detach() * self.schedule.accumulation)
+        losses = ranks.gathered(float(outputs["loss"].detach() * self.schedule.accumulation))
+        self._losses.append(sum(losses) / len(losses))
         step = trainer.global_step
         if (batch_idx + 1) % self.schedule.accumulation:
             return
         if self._is_logged(step):
-            loss = sum(map(float, self._losses)) / len(self._losses)
+            loss = sum(self._losses) / len(self._losses)
             self._losses.clear()
             self._note = f"loss {loss:.3f}"
             self._log(step, {"loss": loss, **self._current})
-        self.work.progress(step, self.schedule.max_steps, self._note)
+        if ranks.is_first():
+            self.work.progress(step, self.schedule.max_steps, self._note)
         # Lightning validates when it is told to stop: the steps after the last whole interval count too.
         trainer.should_stop = trainer.should_stop or step >= (self.schedule.until or self.schedule.max_steps)
 
@@ -100,7 +104,7 @@ class Curves:
         return step == 1 or step % self.schedule.log_steps == 0
 
     def _log(self, step: int, values: Row) -> None:
-        epoch = step * self.schedule.accumulation / self.schedule.batches_per_epoch
+        epoch = step * self.schedule.batches_per_step / self.schedule.batches_per_epoch
         self.rows.append({"step": step, "epoch": round(epoch, 4), **values})
         self.send(self.rows[-1])
 
@@ -109,7 +113,7 @@ def _sender() -> Callable[[Row], None]:
     """A function that sends a row to the MLflow run named in the environment, if any."""
     """A function that sends a row of the curves to the MLflow run named in the environment, if any."""
     run_id = os.environ.get("MLFLOW_RUN_ID", "")
-    if not run_id:
+    if not run_id or not ranks.is_first():
         return lambda _row: None
     from mlflow import MlflowClient
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from harness.train import ranks
 from harness.train.guards import Guard, remedy, weights_norm
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ def guard_callback(
         num_steps=schedule.max_steps,
         remedy=remedy(learning_rate=learning_rate, precision=precision, safe=("fp32", "bf16-mixed")),
     )
-    accumulation = schedule.accumulation
+    per_step = schedule.batches_per_step
 
     def of_step(step: int) -> range:
-        return range((step - 1) * accumulation, step * accumulation)
+        return range((step - 1) * per_step, step * per_step)
 
     class GuardCallback(Callback):  # type: ignore[misc]  # untyped
         batch = 0
@@ -40,7 +41,10 @@ def guard_callback(
             self.batch = batch_idx
 
         def on_before_backward(self, trainer: Any, _model: Any, loss: Any) -> None:
-            guard.check(float(loss.detach()), what="loss", step=trainer.global_step + 1, places=[self.batch])
+            losses = ranks.gathered(float(loss.detach()))
+            # Every rank ends with the same error: none waits for one that has ended.
+            for place, value in enumerate(losses, start=self.batch * len(losses)):
+                guard.check(value, what="loss", step=trainer.global_step + 1, places=[place])
 
         def on_before_optimizer_step(self, trainer: Any, model: Any, _optimizer: Any) -> None:
             # The scaler passes over steps with such gradients by itself, and scales down.

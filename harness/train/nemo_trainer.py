@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from harness.core.files import beside
 from harness.core.text import normalise
 from harness.core.wer import ErrorCounts, count_errors, pool
 from harness.train.nemo_curves import curves_callback
+from harness.train.nemo_ranks import hardware, together
 
 if TYPE_CHECKING:
     import torch
 
     from harness.core.artifact import Work
+    from harness.train.parakeet import Training
 
 BEST, RECENT, LAST = "best", "recent", "last"
 """Folders of checkpoints: the best by val_wer and the newest ones, weights alone; the newest, with all that a resumed
 training needs."""
 SAVE_TOP_K = 3
 VAL_WER = "val_wer"
+SCHEDULERS = {"cosine": "CosineAnnealing", "linear": "WarmupAnnealing", "constant_with_warmup": "WarmupPolicy"}
+"""NeMo's names."""
 HPARAMS = ("hyper_parameters", "hparams_name", "hparams_type")
 
 
@@ -30,13 +35,34 @@ class Schedule:
 
     max_steps: int
     accumulation: int
-    """Batches in one optimizer step."""
+    """Batches of each device in one optimizer step."""
     eval_steps: int
     batches_per_epoch: int
     patience: int | None
     """Evaluations without a better WER after which training stops."""
     until: int | None = None
     """Step at which a part of the training stops; its schedule stays that of the whole."""
+    devices: int = 1
+
+    @classmethod
+    def of(cls, spec: Training, *, batches_per_epoch: int) -> Self:
+        """That of a training, or of a segment of one."""
+        per_step = spec.gradient_accumulation_steps * spec.devices
+        max_steps = spec.max_steps or math.ceil(spec.epochs * batches_per_epoch / per_step)
+        return cls(
+            max_steps=max_steps,
+            accumulation=spec.gradient_accumulation_steps,
+            eval_steps=min(spec.eval_steps, max_steps),
+            batches_per_epoch=batches_per_epoch,
+            patience=spec.early_stopping_patience,
+            until=getattr(spec, "until", None),
+            devices=spec.devices,
+        )
+
+    @property
+    def batches_per_step(self) -> int:
+        """Of all devices."""
+        return self.accumulation * self.devices
 
     @property
     def log_steps(self) -> int:
@@ -59,7 +85,8 @@ def russian_wer(decoding: Any) -> Any:
 
     class RussianWer(WER):  # type: ignore[misc]  # untyped
         def __init__(self) -> None:
-            super().__init__(decoding=decoding, log_prediction=False)
+            # Several ranks have each their own batches; they put together what they have heard at the end.
+            super().__init__(decoding=decoding, log_prediction=False, sync_on_compute=False)
             self.characters = ErrorCounts()
             """Summed up until somebody begins anew."""
 
@@ -91,14 +118,11 @@ def build_trainer(
 
     num_recent: of how many last evaluations weights are kept, beside those of the best.
     """
-    import torch
     from lightning.pytorch import Trainer
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return Trainer(
-        accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=1,
-        precision={"fp32": "32-true"}.get(precision, precision),
+        **hardware(schedule.devices, precision=precision),
         max_steps=schedule.max_steps,
         accumulate_grad_batches=schedule.accumulation,
         gradient_clip_val=max_grad_norm,
@@ -109,14 +133,34 @@ def build_trainer(
         log_every_n_steps=schedule.log_steps,
         logger=TensorBoardLogger(save_dir=work.scratch, name="tensorboard", version=""),
         callbacks=[
+            *together(schedule.devices),
             curves_callback(work, schedule=schedule, seed=seed),
             *_checkpoints(work.scratch / "checkpoints", num_recent=num_recent),
         ],
         plugins=[_checkpoint_files()],
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
+
+
+def set_optimizer(model: Any, spec: Training, *, max_steps: int) -> None:
+    """NeMo builds optimizer and schedule from the model's configuration when training begins."""
+    from omegaconf import OmegaConf, open_dict
+
+    settings = {
+        "name": "adamw",
+        "lr": spec.learning_rate,
+        "betas": [0.9, 0.98],
+        "weight_decay": spec.weight_decay,
+        "sched": {
+            "name": SCHEDULERS[spec.schedule],
+            "warmup_steps": spec.warmup_steps,
+            "min_lr": spec.min_lr,
+            "max_steps": max_steps,
+        },
+    }
+    with open_dict(model.cfg):
+        model.cfg.optim = OmegaConf.create(settings)
+    # The whole configuration, with every token of the vocabulary, is no hyper-parameter to log.
+    model._log_hyperparams = False  # noqa: SLF001  # Lightning's, without a public name
 
 
 def last_checkpoint(scratch: Path) -> tuple[str, int] | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -16,14 +16,14 @@ from harness.core.nemo_file import quiet, restore
 from harness.core.targets import target_text
 from harness.errors import DataError, MissingError
 from harness.suite.model import ModelSpec, TrainingSpec
-from harness.train import nemo_weights
+from harness.train import nemo_weights, ranks
 from harness.train.augmentation import Augmentation, augmenter
 from harness.train.guards import parting
 from harness.train.joint_memory import check_joint, free_memory_bytes, memory  # noqa: F401  # the plan asks for it
 from harness.train.nemo_averaging import take_mean
 from harness.train.nemo_guard import guard_callback
 from harness.train.nemo_part import NemoPart
-from harness.train.nemo_trainer import Schedule, build_trainer, use_russian_wer
+from harness.train.nemo_trainer import Schedule, build_trainer, set_optimizer, use_russian_wer
 from harness.train.speech_batches import (
     Batches,
     Clips,
@@ -59,8 +59,6 @@ CONFIG_SCHEMA = {
     "required": ["config"],
     "additionalProperties": False,
 }
-SCHEDULERS = {"cosine": "CosineAnnealing", "linear": "WarmupAnnealing", "constant_with_warmup": "WarmupPolicy"}
-"""NeMo's names."""
 TOKENIZED = ("EncDecRNNTBPEModel", "EncDecCTCModelBPE", "EncDecHybridRNNTCTCBPEModel")
 """NeMo's transducers (RNN-T and TDT), CTC models and hybrids of both, with a SentencePiece tokenizer."""
 ENGLISH = frozenset(
@@ -87,6 +85,11 @@ class Training(TrainingSpec):
         "counts as t + t²/20, for the memory that it takes.",
     )
     gradient_accumulation_steps: int = Field(default=1, ge=1, description="Forward passes in one optimizer step.")
+    devices: int = Field(
+        default=1,
+        ge=1,
+        description="GPUs of one machine, or processes of a CPU, that share a step: each takes batch_duration_s.",
+    )
     max_clip_s: float = Field(default=40.0, gt=0, description="Longer clips are left out.")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     weight_decay: float = Field(default=0.01, ge=0)
@@ -113,6 +116,10 @@ class Training(TrainingSpec):
 
     def outside(self) -> list[Path]:
         return self.augment.outside() if self.augment else []
+
+    def identity(self) -> dict[str, Any]:
+        """Without the one device that every training had before there was a choice: their keys stay."""
+        return {name: value for name, value in super().identity().items() if (name, value) != ("devices", 1)}
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -180,6 +187,14 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     Leaves `model/model.nemo` (the best checkpoint by dev WER), or of a segment what continues it, `curves.jsonl` and
     TensorBoard files.
     """
+    if spec.devices == 1:
+        return _train(spec, inputs, work)
+    ranks.check(spec.devices)
+    return ranks.run_ranks(_train, spec, inputs, work, count=spec.devices)
+
+
+def _train(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
+    """Train, as the only process or as one rank; the first rank alone writes, and returns the meta."""
     import torch
 
     if not torch.cuda.is_available():
@@ -190,8 +205,8 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
         model = _model(inputs, spec, scratch=work.scratch)
     train, dev = _sets(inputs, spec, model, work)
     per_epoch = sum(1 for _ in epoch_batches(train, seconds=spec.batch_duration_s, seed=spec.seed, epoch=0))
-    schedule = _schedule(spec, batches_per_epoch=per_epoch)
-    _set_optimizer(model, spec, max_steps=schedule.max_steps)
+    schedule = Schedule.of(spec, batches_per_epoch=per_epoch)
+    set_optimizer(model, spec, max_steps=schedule.max_steps)
     precision = _precision(spec.precision)
     trainer = build_trainer(
         work,
@@ -201,8 +216,8 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
         seed=spec.seed,
         num_recent=spec.average_checkpoints,
     )
-    part = NemoPart.of(spec, inputs, work)
-    if not part.has_ended():
+    part = ranks.from_first(lambda: NemoPart.of(spec, inputs, work))
+    if not ranks.from_first(part.has_ended):
         with part.diverging():
             _fit(trainer, model, spec, train=train, dev=dev, schedule=schedule, part=part)
     notes = [
@@ -210,7 +225,10 @@ def run(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
         for role, clips in (("train", train), ("dev", dev))
         for note in clips.notes(of=role, policy=spec.text, max_clip_s=spec.max_clip_s)
     ]
-    finished = _finish(part, model, work, spec, dev=dev) if part.until is None else part.finish(work)
+    if part.until is None:
+        finished = _finish(part, model, work, spec, dev=dev)
+    else:
+        finished = part.finish(work) if ranks.is_first() else {}
     return finished | {
         "num_steps": schedule.max_steps,
         "num_batches_per_epoch": per_epoch,
@@ -233,13 +251,13 @@ def _fit(
 ) -> None:
     import torch
 
-    resumed = part.checkpoint()
+    resumed = ranks.from_first(part.checkpoint)
     batches = Batches(
         train,
         seconds=spec.batch_duration_s,
         seed=spec.seed,
-        num_batches=schedule.max_steps * schedule.accumulation,
-        start=resumed[1] * schedule.accumulation if resumed else 0,
+        num_batches=schedule.max_steps * schedule.batches_per_step,
+        start=resumed[1] * schedule.batches_per_step if resumed else 0,
     )
     rate, precision = spec.learning_rate, _precision(spec.precision)
     guard = guard_callback(batches, part=part, schedule=schedule, learning_rate=rate, precision=precision)
@@ -273,9 +291,8 @@ def _model(inputs: Inputs, spec: Training, *, scratch: Path) -> Any:
         raise DataError(f"base: a {type(model).__name__} cannot be fine-tuned here; use one of {', '.join(TOKENIZED)}")
     if spec.tokenizer is not None:
         texts = _texts(inputs["train"][0], spec)
-        folder = scratch / "tokenizer"
-        train_tokenizer(texts, vocab_size=spec.tokenizer.vocab_size, folder=folder)
-        change_tokenizer(model, folder=folder)
+        train = partial(train_tokenizer, vocab_size=spec.tokenizer.vocab_size, folder=scratch / "tokenizer")
+        change_tokenizer(model, folder=ranks.from_first(lambda: train(texts)))
     missing = missing_letters(list((model.joint if hasattr(model, "joint") else model.decoder).vocabulary))
     if len(missing) > FEW_LETTERS and spec.tokenizer is None:
         raise DataError(
@@ -312,7 +329,8 @@ def _sets(inputs: Inputs, spec: Training, model: Any, work: Work) -> tuple[Clips
 
 
 def _clips(artifact: Artifact, spec: Training, vocabulary: Vocabulary, work: Work, role: str) -> Clips:
-    return read_clips(
+    reading = partial(
+        read_clips,
         artifact,
         policy=spec.text,
         vocabulary=vocabulary,
@@ -320,41 +338,7 @@ def _clips(artifact: Artifact, spec: Training, vocabulary: Vocabulary, work: Wor
         cache=work.scratch / "clips",
         role=role,
     )
-
-
-def _schedule(spec: Training, *, batches_per_epoch: int) -> Schedule:
-    accumulation = spec.gradient_accumulation_steps
-    max_steps = spec.max_steps or math.ceil(spec.epochs * batches_per_epoch / accumulation)
-    return Schedule(
-        max_steps=max_steps,
-        accumulation=accumulation,
-        eval_steps=min(spec.eval_steps, max_steps),
-        batches_per_epoch=batches_per_epoch,
-        patience=spec.early_stopping_patience,
-        until=getattr(spec, "until", None),
-    )
-
-
-def _set_optimizer(model: Any, spec: Training, *, max_steps: int) -> None:
-    """NeMo builds optimizer and schedule from the model's configuration when training begins."""
-    from omegaconf import OmegaConf, open_dict
-
-    settings = {
-        "name": "adamw",
-        "lr": spec.learning_rate,
-        "betas": [0.9, 0.98],
-        "weight_decay": spec.weight_decay,
-        "sched": {
-            "name": SCHEDULERS[spec.schedule],
-            "warmup_steps": spec.warmup_steps,
-            "min_lr": spec.min_lr,
-            "max_steps": max_steps,
-        },
-    }
-    with open_dict(model.cfg):
-        model.cfg.optim = OmegaConf.create(settings)
-    # The whole configuration, with every token of the vocabulary, is no hyper-parameter to log.
-    model._log_hyperparams = False  # noqa: SLF001  # Lightning's, without a public name
+    return ranks.from_first(reading)
 
 
 def _precision(wanted: str) -> str:
@@ -379,9 +363,16 @@ def _finish(part: NemoPart, model: Any, work: Work, spec: Training, *, dev: Clip
     if spec.average_checkpoints > 1:
         batches = loader(dev, evaluation_batches(dev, seconds=spec.batch_duration_s), num_workers=0)
         mean = take_mean(
-            model, part=part, count=spec.average_checkpoints, dev=batches, precision=_precision(spec.precision)
+            model,
+            part=part,
+            count=spec.average_checkpoints,
+            dev=batches,
+            precision=_precision(spec.precision),
+            devices=spec.devices,
         )
         meta = {**mean, "notes": meta["notes"] + mean["notes"]}
+    if not ranks.is_first():
+        return meta
     # Saved as it would be without a portable loss and a metric of our own: neither has weights or a configuration.
     model.cpu().eval().save_to(str(work.path / "model" / nemo_weights.MODEL_FILE))
     write_jsonl(work.path / "curves.jsonl", reached.rows)

@@ -79,11 +79,16 @@ def run_ranks(function: Callable[..., T], *arguments: Any, count: int) -> T:
     return result
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes: rank 0, or the only one."""
+def place() -> tuple[int, int]:
+    """Rank of the process, and how many there are; 0 of 1 where it trains alone."""
     import torch.distributed as dist
 
-    return not _together() or dist.get_rank() == 0
+    return (dist.get_rank(), dist.get_world_size()) if _together() else (0, 1)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes: rank 0, or the only one."""
+    return place()[0] == 0
 
 
 def from_first(make: Callable[[], T]) -> T:
@@ -96,6 +101,17 @@ def from_first(make: Callable[[], T]) -> T:
     dist.broadcast_object_list(box, src=0)
     made: T = box[0]  # type: ignore[assignment]
     return made
+
+
+def gathered(value: T) -> list[T]:
+    """The value of each rank, in their order, in every rank. It must pickle."""
+    import torch.distributed as dist
+
+    if not _together():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def wait() -> None:

@@ -5,6 +5,7 @@ A set's rows stay in a memory-mapped table; of each clip only its duration and n
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from harness.core.manifests import iterate_utterances
 from harness.core.recordings import read_samples
 from harness.core.targets import left_out, target_text
 from harness.errors import DataError
+from harness.train import ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -293,27 +295,40 @@ class Examples:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbered:
-    """Batches with their places in the training."""
+class Dealt:
+    """Batches with their places in the training, dealt to the ranks in turn: those of one rank.
+
+    All ranks have equally many, since NeMo's encoders wait for each other: where they do not come out even, a rank
+    has one of the first again, which does not count.
+    """
 
     batches: Batches | list[list[int]]
+    rank: int = 0
+    num_ranks: int = 1
+
+    @property
+    def num_own(self) -> int:
+        """Batches that count."""
+        return len(range(self.rank, len(self.batches), self.num_ranks))
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return math.ceil(len(self.batches) / self.num_ranks)
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        return enumerate(self.batches, start=getattr(self.batches, "start", 0))
+        first = getattr(self.batches, "start", 0)
+        yield from islice(enumerate(self.batches, start=first), self.rank, None, self.num_ranks)
+        yield from islice(enumerate(self.batches, start=first), len(self) - self.num_own)
 
 
 def loader(
     clips: Clips, batches: Batches | list[list[int]], *, num_workers: int, augmenter: Augmenter | None = None
 ) -> Any:
-    """A torch DataLoader over `batches`."""
+    """A torch DataLoader over `batches`, or over this rank's share of them."""
     import torch
 
     return torch.utils.data.DataLoader(
         Examples(clips.table, clips.folder, augmenter),
-        sampler=Numbered(batches),
+        sampler=Dealt(batches, *ranks.place()),
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=num_workers,

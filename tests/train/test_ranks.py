@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import psutil
 import pytest
 import soundfile
 from pydantic import ValidationError
@@ -20,7 +17,7 @@ from harness.errors import DataError, MissingError, TrainingError
 from harness.train import ranks, vram, whisper
 from harness.train.packing import Packing
 from tests.conftest import artifact
-from tests.trainings import settings, short_clips, weights_of, work_in
+from tests.trainings import kill_at_step, settings, short_clips, weights_of, work_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,27 +77,13 @@ def test_two_devices_learn_what_one_does_with_twice_the_batch(sets: Any, two: Tr
 
 def test_killed_it_leaves_no_process_and_resumed_it_ends_as_unbroken(sets: Any, two: Trained, tmp_path: Path) -> None:
     work = work_in(tmp_path / "work")
-    worker = multiprocessing.get_context("spawn").Process(target=whisper.run, args=(TWO, sets, work))
-    worker.start()
-    while worker.is_alive() and _step(work) < 7:
-        time.sleep(0.05)
-    started = psutil.Process(worker.pid).children(recursive=True)
-    worker.kill()
-    _, alive = psutil.wait_procs(started, timeout=20)
-    assert (len(started) >= 2, alive) == (True, [])
+    assert len(kill_at_step(7, whisper.run, TWO, sets, work)) >= 2
     assert (work.scratch / "checkpoints" / "checkpoint-5").is_dir()
     resumed = trained(TWO, sets, work)
     expected, found = weights_of(two.folder), weights_of(resumed.folder)
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
     assert resumed.curve("loss") == two.curve("loss")
-
-
-def _step(work: Work) -> int:
-    try:
-        return int(json.loads((work.scratch / "progress.json").read_text("utf-8"))["done"])
-    except (OSError, ValueError):
-        return 0
 
 
 def test_a_clip_that_breaks_one_rank_ends_both_and_is_named(sets: Any, tmp_path: Path) -> None:
