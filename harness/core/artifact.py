@@ -16,6 +16,8 @@ Inputs = Mapping[str, "Sequence[Artifact]"]
 
 PROGRESS_FILE = "progress.json"
 PROGRESS_INTERVAL_S = 0.1
+CPUS = "HARNESS_CPUS"
+"""Environment variable: how many cores a step has been given; without it, all that the machine has."""
 ADOPTED_FOLDER = "adopted"
 """In the scratch folder: an empty file for each folder that the step has handed over."""
 
@@ -73,5 +75,7 @@ class Resources:
 
     whole_machine: bool = False
     """Uses every core, or is timed: nothing else runs beside it."""
+    divisible: bool = False
+    """Uses as many cores as it is given, and is not timed: on a cluster any node will do."""
     gpu: bool = False
     """Uses the GPU where there is one."""

@@ -72,7 +72,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        replace_copy(source, target)
 
 
 def replace_copy(source: Path, target: Path) -> None:

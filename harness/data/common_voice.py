@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from harness.core.artifact import Inputs, Work
     from harness.core.estimates import Size
     from harness.data.corpus import Corpus
+    from harness.data.preparation import Share
 
 VERSION = 1
 RESOURCES = Resources(whole_machine=True)
@@ -101,13 +102,12 @@ def size(spec: Spec) -> Size:
     return expected([extent(spec.train_from)], heldout=heldout, max_hours=spec.max_hours)
 
 
-def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
+def run(spec: Spec, inputs: Inputs, work: Work, *, share: Share | None = None) -> dict[str, Any]:
     """Write the recordings (16 kHz mono), the manifests, and a report with what became of each line.
 
     Raises DataError if the corpus has another layout or nothing to use.
     """
-    del inputs
-    return prepare_corpus(spec, work=work, rows=partial(rows, spec))
+    return prepare_corpus(spec, inputs=inputs, work=work, share=share, rows=partial(rows, spec))
 
 
 def rows(spec: Spec, corpus: Corpus) -> Iterator[Row | Refusal]:

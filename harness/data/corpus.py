@@ -45,6 +45,13 @@ class CorpusSpec(DatasetSpec):
     max_hours: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="A stable sample of the training part; held-out splits stay whole."
     )
+    tasks: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Steps that prepare the corpus together, on as many machines of a cluster; each takes a range of "
+        "its recordings. On one machine one step uses all cores as well.",
+    )
     licence: str = Field(default="", description="Of the recordings; goes into the bundle.")
     on_bad: Literal["refuse", "skip"] = Field(
         default="skip", description="What to do about recordings that cannot be used; both list them all in a report."
@@ -53,6 +60,7 @@ class CorpusSpec(DatasetSpec):
     not_identity: ClassVar[Mapping[str, str]] = {
         **DatasetSpec.not_identity,
         "path": "the content counts, wherever it lies",
+        "tasks": "the same files come of it, however many steps make them",
     }
 
     def archives(self) -> list[Path]:

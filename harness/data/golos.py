@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from harness.core.estimates import Size
     from harness.data.corpus import Corpus
     from harness.data.index import Row
+    from harness.data.preparation import Share
 
 VERSION = 1
 RESOURCES = Resources(whole_machine=True)
@@ -95,17 +96,16 @@ def size(spec: Spec) -> Size:
     return expected(trained, heldout=heldout, max_hours=spec.max_hours)
 
 
-def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
+def run(spec: Spec, inputs: Inputs, work: Work, *, share: Share | None = None) -> dict[str, Any]:
     """Write the recordings (16 kHz mono), the manifests, and a report with what became of each line.
 
     Raises DataError if the corpus has another layout or nothing to use, MissingError if it cannot be downloaded.
     """
-    del inputs
-    if spec.download:
+    if spec.download and not inputs:
         from harness.data.download import fetch_all  # HTTP takes its time to import
 
         fetch_all([GOLOS_OPUS], folder=Path(spec.path), work=work)
-    return prepare_corpus(spec, work=work, rows=partial(rows, spec))
+    return prepare_corpus(spec, inputs=inputs, work=work, share=share, rows=partial(rows, spec))
 
 
 def rows(spec: Spec, corpus: Corpus) -> Iterator[Row | Refusal]:

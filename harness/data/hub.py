@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from harness.core.artifact import Resources
 from harness.data.archives import Member
 from harness.data.corpus import CorpusSpec
-from harness.data.index import Index, Refusal, Row
-from harness.data.preparation import INDEX_FILE, prepare
+from harness.data.index import Refusal, Row
+from harness.data.preparation import open_index, prepare
 from harness.errors import DataError, MissingError, first_line
 from harness.suite.wording import did_you_mean
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from harness.core.artifact import Inputs, Work
     from harness.data.index import Place
+    from harness.data.preparation import Share
     from harness.data.storage import Content
 
 VERSION = 1
@@ -66,6 +67,11 @@ class Spec(CorpusSpec):
     def _have_one_place(self) -> Self:
         if bool(self.id) == bool(self.path):
             raise ValueError("give either `id`, a dataset of the hub, or `path`, what lies on this machine")
+        if self.id and self.tasks > 1:
+            raise ValueError(
+                f"tasks is {self.tasks}, but each machine would ask the hub for `id` itself; save the dataset into a "
+                "folder that all machines see (save_to_disk) and give its `path`, or leave `tasks` out"
+            )
         return self
 
     def outside(self) -> list[Path]:
@@ -77,21 +83,20 @@ class Spec(CorpusSpec):
         return sorted(item for above in ("", "*/") for pattern in patterns for item in path.glob(f"{above}{pattern}"))
 
 
-def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
+def run(spec: Spec, inputs: Inputs, work: Work, *, share: Share | None = None) -> dict[str, Any]:
     """Write the recordings (16 kHz mono), the manifests, and a report with what became of each row.
 
     Raises DataError if the dataset is not what the columns say or has nothing to use, MissingError if it is out of
     reach: no network, or terms to accept first.
     """
-    del inputs
     work.progress(0, 1, spec.id or spec.path)
     loaded, revision = _from_hub(spec.id, spec=spec) if spec.id else (_from_disk(spec, scratch=work.scratch), None)
     corpus = HubCorpus(spec, _chosen(spec, loaded))
-    with Index(work.scratch / INDEX_FILE) as index:
+    with open_index(inputs, work, share=share) as index:
         if not index.complete:
             for number in range(len(corpus.splits)):
                 index.add_members(corpus.members(number), place=number)
-        meta = prepare(spec, corpus=corpus, index=index, work=work, rows=corpus.rows)
+        meta = prepare(spec, corpus=corpus, index=index, inputs=inputs, work=work, share=share, rows=corpus.rows)
     licence = spec.licence or (f"see {PAGE}/{spec.id}" if spec.id else "")
     return {**meta, "licence": licence, **({"revision": revision} if revision else {})}
 

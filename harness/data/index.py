@@ -86,11 +86,12 @@ class Place:
 class Index:
     """The database. `complete` once `finish` has run: a killed run does not ask the corpus again."""
 
-    def __init__(self, path: Path) -> None:
-        self.complete = _is_complete(path)
+    def __init__(self, path: Path, *, published: bool = False) -> None:
+        """published: it is complete, and stays as it is."""
+        self.complete = published or _is_complete(path)
         if not self.complete:
             path.unlink(missing_ok=True)
-        self._db = _connect(path)
+        self._db = _connect(path, published=published)
         if not self.complete:
             self._db.executescript(SCHEMA)
 
@@ -188,6 +189,10 @@ class Index:
         """Rows to be decoded."""
         return self._count("SELECT COUNT(*) FROM work")
 
+    def num_rows_of(self, parts: range) -> int:
+        """Rows of some parts. parts: one after the other."""
+        return self._count("SELECT COUNT(*) FROM work WHERE part >= ? AND part < ?", parts.start, parts.stop)
+
     @property
     def num_parts(self) -> int:
         return self._count("SELECT COALESCE(MAX(part) + 1, 0) FROM work")
@@ -279,12 +284,14 @@ class Index:
             self._db.executemany(statement, batch)
             self._db.execute("COMMIT")
 
-    def _count(self, query: str) -> int:
-        return int(self._db.execute(query).fetchone()[0])
+    def _count(self, query: str, *values: int) -> int:
+        return int(self._db.execute(query, values).fetchone()[0])
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None)
+def _connect(path: Path, *, published: bool = False) -> sqlite3.Connection:
+    # Without locks, which some network folders do not have.
+    place = f"{path.resolve().as_uri()}?immutable=1" if published else str(path)
+    connection = sqlite3.connect(place, isolation_level=None, uri=published)
     connection.execute("PRAGMA journal_mode=OFF")  # what a kill leaves half-written is never read: see `complete`
     connection.execute("PRAGMA synchronous=OFF")
     connection.execute("PRAGMA cache_size=-4096")

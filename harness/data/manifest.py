@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +12,8 @@ from pydantic import Field
 from harness.core.artifact import Resources
 from harness.data.corpus import Corpus, CorpusSpec, FileCorpus, archives_of
 from harness.data.entries import named_files, parse_line
-from harness.data.index import Index, Refusal
-from harness.data.preparation import INDEX_FILE, prepare, prepare_corpus
+from harness.data.index import Refusal
+from harness.data.preparation import open_index, prepare, prepare_corpus
 from harness.data.report import RefusedError
 from harness.data.sizes import manifest_size
 from harness.errors import DataError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from harness.core.artifact import Inputs, Work
     from harness.core.estimates import Size
     from harness.data.index import Row
+    from harness.data.preparation import Share
 
 VERSION = 2
 RESOURCES = Resources(whole_machine=True)
@@ -57,20 +59,20 @@ def size(spec: Spec) -> Size | None:
     return manifest_size(Path(spec.path))
 
 
-def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
+def run(spec: Spec, inputs: Inputs, work: Work, *, share: Share | None = None) -> dict[str, Any]:
     """Write the recordings (16 kHz mono), the manifests, and a report with what became of each line.
 
     Raises DataError after a look at every line: if any cannot be used (`on_bad: refuse`), or if none can.
     """
-    del inputs
     path = Path(spec.path)
     if path.is_dir() or archives_of(path):
-        return prepare_corpus(spec, work=work, rows=rows)
+        return prepare_corpus(spec, inputs=inputs, work=work, share=share, rows=rows)
     if not path.is_file():
         raise DataError(f"{path}: there is no such manifest; `path` must name a .jsonl file")
-    with Index(work.scratch / INDEX_FILE) as index:
+    with open_index(inputs, work, share=share) as index:
         corpus = FileCorpus(path.parent, archives=[], index=index, scratch=work.scratch)
-        return prepare(spec, corpus=corpus, index=index, work=work, rows=lambda: _rows_of(corpus, [path.name]))
+        rows_of = partial(_rows_of, corpus, [path.name])
+        return prepare(spec, corpus=corpus, index=index, inputs=inputs, work=work, share=share, rows=rows_of)
 
 
 def rows(corpus: Corpus) -> Iterator[Row | Refusal]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.core.artifact import Inputs, Work
     from harness.core.estimates import Size
     from harness.data.corpus import Corpus
+    from harness.data.preparation import Share
 
 VERSION = 1
 RESOURCES = Resources(whole_machine=True)
@@ -130,14 +131,13 @@ def size(spec: Spec) -> Size:
     return expected(trained, heldout=heldout, max_hours=spec.max_hours)
 
 
-def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
+def run(spec: Spec, inputs: Inputs, work: Work, *, share: Share | None = None) -> dict[str, Any]:
     """Write the recordings (16 kHz mono), the manifests, and a report with what became of each recording.
 
     Raises DataError if a listed subset is not there or has nothing to use, MissingError if it cannot be downloaded.
     """
-    del inputs
     path = Path(spec.path)
-    if spec.download:
+    if spec.download and not inputs:
         from harness.data.download import fetch_all  # HTTP takes its time to import
 
         fetch_all([OPENSTT[name].archive for name in spec.wanted], folder=path, work=work)
@@ -148,7 +148,7 @@ def run(spec: Spec, inputs: Inputs, work: Work) -> dict[str, Any]:
             f"{', '.join(OPENSTT[name].archive.name for name in lacking)}: fetch it from {OPENSTT_PAGE}"
             + ("" if set(lacking) & set(TEXTLESS) else ", or set `download: true`")
         )
-    return prepare_corpus(spec, work=work, rows=partial(rows, spec))
+    return prepare_corpus(spec, inputs=inputs, work=work, share=share, rows=partial(rows, spec))
 
 
 def rows(spec: Spec, corpus: Corpus) -> Iterator[Row | Refusal]:

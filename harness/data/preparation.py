@@ -1,4 +1,8 @@
-"""The work that all corpora share: one pass over the archives, on all cores, into recordings and manifests."""
+"""The work that all corpora share: one pass over the archives, on all cores, into recordings and manifests.
+
+One step does all of it, or several do it together: one lists the corpus, each of the others decodes a range of its
+parts, and a last one joins them as a killed run goes on: by what it finds done.
+"""
 
 from __future__ import annotations
 
@@ -9,67 +13,132 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.artifact import CPUS
+from harness.core.files import link_or_copy
 from harness.data.assembly import assemble
 from harness.data.corpus import FileCorpus
-from harness.data.decoding import Part, decode_part, rows_path, start_process
+from harness.data.decoding import ROWS_FOLDER, Part, decode_part, rows_path, start_process
 from harness.data.index import Index
 from harness.data.storage import AUDIO_FOLDER
 from harness.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
-    from harness.core.artifact import Work
+    from harness.core.artifact import Artifact, Inputs, Work
     from harness.data.corpus import Corpus, CorpusSpec
     from harness.data.index import Refusal, Row
 
 INDEX_FILE = "index.sqlite"
+LISTING, SHARES = "listing", "shares"
+"""Roles of what other steps have done already."""
+PART_FOLDERS = (AUDIO_FOLDER, ROWS_FOLDER)
+"""What decoding fills; a part whose table is there is done, so tables come last."""
 FEW = 64
 """Recordings that are decoded sooner than other processes have started."""
 SPARE_PARTS = 2
 """Parts that wait for a free process, so that none waits for the archive."""
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one of several steps does of a preparation."""
+
+    number: int | None
+    """It decodes this share, from 0; None: it lists the corpus."""
+    of: int
+
+    def parts(self, num_parts: int) -> range:
+        """Those of its share, in the order of the archives: a compressed one must be read from its beginning."""
+        if self.number is None:
+            return range(0)
+        return range(num_parts * self.number // self.of, num_parts * (self.number + 1) // self.of)
+
+
+def open_index(inputs: Inputs, work: Work, *, share: Share | None) -> Index:
+    """That of the step which has listed the corpus, or a new one."""
+    if LISTING in inputs:
+        return Index(inputs[LISTING][0].path / INDEX_FILE, published=True)
+    return Index((work.path if share else work.scratch) / INDEX_FILE)
+
+
 def prepare_corpus(
-    spec: CorpusSpec, *, work: Work, rows: Callable[[Corpus], Iterable[Row | Refusal]]
+    spec: CorpusSpec,
+    *,
+    inputs: Inputs,
+    work: Work,
+    share: Share | None,
+    rows: Callable[[Corpus], Iterable[Row | Refusal]],
 ) -> dict[str, Any]:
     """The `run` of a corpus that lies in files: index, decode, assemble; a killed run goes on at its last part.
 
-    rows: what the corpus's tables say. Returns the artifact's meta.
+    share: if the step does only this. rows: what the corpus's tables say. Returns the artifact's meta.
     Raises DataError for a corpus that is missing, hostile, or has nothing to use.
     """
     with (
-        Index(work.scratch / INDEX_FILE) as index,
+        open_index(inputs, work, share=share) as index,
         closing(FileCorpus.at(Path(spec.path), archives=spec.archives(), index=index, scratch=work.scratch)) as corpus,
     ):
         if not index.complete:
             corpus.scan()
-        return prepare(spec, corpus=corpus, index=index, work=work, rows=lambda: rows(corpus))
+        return prepare(
+            spec, corpus=corpus, index=index, inputs=inputs, work=work, share=share, rows=lambda: rows(corpus)
+        )
 
 
 def prepare(
-    spec: CorpusSpec, *, corpus: Corpus, index: Index, work: Work, rows: Callable[[], Iterable[Row | Refusal]]
+    spec: CorpusSpec,
+    *,
+    corpus: Corpus,
+    index: Index,
+    inputs: Inputs,
+    work: Work,
+    share: Share | None,
+    rows: Callable[[], Iterable[Row | Refusal]],
 ) -> dict[str, Any]:
     """The same for any corpus that gives contents."""
     if not index.complete:
         index.add_rows(rows())
         index.finish(in_folder=corpus.folder is not None, max_hours=spec.max_hours, size_of=corpus.size_of)
-    decode_parts(index, corpus=corpus, storage=spec.storage, work=work)
-    return assemble(spec, index=index, work=work)
+    if share and share.number is None:
+        return {"num_recordings": index.num_rows, "num_parts": index.num_parts}
+    _take(inputs.get(SHARES, ()), scratch=work.scratch)
+    numbers = share.parts(index.num_parts) if share else range(index.num_parts)
+    decode_parts(index, numbers=numbers, corpus=corpus, storage=spec.storage, work=work)
+    if share is None:
+        return assemble(spec, index=index, work=work)
+    for name in PART_FOLDERS:
+        work.adopt(name)
+    return {"num_recordings": index.num_rows_of(numbers)}
 
 
-def decode_parts(index: Index, *, corpus: Corpus, storage: str, work: Work) -> None:
+def _take(shares: Sequence[Artifact], *, scratch: Path) -> None:
+    """What other steps have decoded, under second names: nothing is read again."""
+    for share in shares:
+        for name in PART_FOLDERS:
+            for source in sorted((share.path / name).rglob("*")):
+                target = scratch / source.relative_to(share.path)
+                if source.is_dir():
+                    target.mkdir(parents=True, exist_ok=True)
+                elif not target.is_file():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    link_or_copy(source, target)
+
+
+def decode_parts(index: Index, *, numbers: range, corpus: Corpus, storage: str, work: Work) -> None:
     """Decode what an earlier run has not. Raises DataError if the disk is full or a process dies."""
-    for name in (AUDIO_FOLDER, "rows"):
+    for name in PART_FOLDERS:
         (work.scratch / name).mkdir(exist_ok=True)
-    total = index.num_rows
+    total = index.num_rows_of(numbers)
     done = 0
     try:
-        for number in _decoded(_parts(index, corpus=corpus, storage=storage, work=work), inline=total <= FEW):
+        parts = _parts(index, numbers=numbers, corpus=corpus, storage=storage, work=work)
+        for number in _decoded(parts, inline=total <= FEW):
             done += number
             work.progress(done, total)
     except BrokenProcessPool as error:
@@ -85,9 +154,9 @@ def decode_parts(index: Index, *, corpus: Corpus, storage: str, work: Work) -> N
         ) from error
 
 
-def _parts(index: Index, *, corpus: Corpus, storage: str, work: Work) -> Iterator[Part | int]:
+def _parts(index: Index, *, numbers: range, corpus: Corpus, storage: str, work: Work) -> Iterator[Part | int]:
     """What is to be decoded; for a part that is done, how many rows it has."""
-    for number in range(index.num_parts):
+    for number in numbers:
         rows = index.part(number)
         if rows_path(work.scratch, number=number).is_file():
             yield len(rows)
@@ -102,7 +171,7 @@ def _decoded(parts: Iterator[Part | int], *, inline: bool) -> Iterator[int]:
     if inline:
         yield from (part if isinstance(part, int) else decode_part(part) for part in parts)
         return
-    workers = os.cpu_count() or 1
+    workers = int(os.environ.get(CPUS, "0")) or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     running: deque[Future[int]] = deque()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start_process) as pool:

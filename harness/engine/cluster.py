@@ -8,7 +8,7 @@ import platform
 import re
 import secrets
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from harness.engine.plan import Step
 
 GIB = 2**30
+MIB = 2**20
+RAM = "memory"
+"""Ray's name for it, in bytes."""
 VRAM = "vram_gib"
 """A custom resource that nodes may declare: GiB of all their GPUs together. With it small trainings share a GPU."""
 MAX_NAMED = 5
@@ -38,20 +41,29 @@ class Demand:
     cpus: float
     gpus: float = 0.0
     custom: Mapping[str, float] = field(default_factory=dict)
+    ram_mib: float = 0.0
+    """0: not known."""
 
     def resources(self) -> dict[str, float]:
         """By Ray's names."""
-        return {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
+        return {"CPU": self.cpus, "GPU": self.gpus, RAM: self.ram_mib * MIB, **self.custom}
 
 
-def demand(step: Step, nodes: Sequence[Mapping[str, float]], *, memory: Memory | None = None) -> Demand:
+def demand(
+    step: Step, nodes: Sequence[Mapping[str, float]], *, memory: Memory | None = None, ram_mib: float = 0.0
+) -> Demand:
     """A light step: one CPU. A heavy one: a GPU and its share of the CPUs, or a whole node where there is no GPU.
 
     A training on several devices takes as many whole GPUs of one node; another one, of which the memory is known, a
     part of a GPU, if the nodes say what theirs have. What is timed never shares: on a GPU it has that to itself, on
-    CPUs a whole node. Heavy work that is not timed leaves the GPUs of its node to others. nodes: what each has.
-    memory: of the training, as predicted.
+    CPUs a whole node. Heavy work that is not timed leaves the GPUs of its node to others; what can be divided is, so
+    that it fits the smallest node. nodes: what each has. memory: of the training, as predicted. ram_mib: that the step
+    will take; 0 where nobody knows.
     """
+    return replace(_demand(step, nodes, memory), ram_mib=ram_mib)
+
+
+def _demand(step: Step, nodes: Sequence[Mapping[str, float]], memory: Memory | None) -> Demand:
     with_gpu = [node for node in nodes if node.get("GPU")]
     cpus = max(1, min((int(node["CPU"] // node["GPU"]) for node in with_gpu), default=1))
     if step.resources.gpu and with_gpu and _device(step.spec) != "cpu":
@@ -68,7 +80,8 @@ def demand(step: Step, nodes: Sequence[Mapping[str, float]], *, memory: Memory |
     if step.resources.whole_machine and with_gpu and not step.resources.gpu:
         return Demand(cpus)
     if step.resources.whole_machine:
-        return Demand(max((node.get("CPU", 0) for node in nodes), default=1))
+        sizes = [node["CPU"] for node in nodes if node.get("CPU")] or [1]
+        return Demand(min(sizes) if step.resources.divisible else max(sizes))
     return Demand(1)
 
 
@@ -78,8 +91,12 @@ def lack(name: str, asked: Demand, nodes: Sequence[Mapping[str, float]]) -> str 
     if any(all(_of_one(node, what) >= amount for what, amount in wanted.items()) for node in nodes):
         return None
     most = {what: max((_of_one(node, what) for node in nodes), default=0) for what in wanted}
-    told, there = (", ".join(f"{amount:.4g} {what}" for what, amount in items.items()) for items in (wanted, most))
+    told, there = (", ".join(_told(what, amount) for what, amount in items.items()) for items in (wanted, most))
     return f"  {name}: asks for {told}; no node has that, the most that there is: {there}; add a node that has it"
+
+
+def _told(what: str, amount: float) -> str:
+    return f"{amount / GIB:.4g} GiB of RAM" if what == RAM else f"{amount:.4g} {what}"
 
 
 def _of_one(node: Mapping[str, float], what: str) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,18 @@ from harness.core.estimates import Size
 from harness.engine.fit import memories
 from harness.engine.search import RESUMED
 from harness.engine.store import ARTIFACT_FILE, read_record
+from harness.engine.walk import unneeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from harness.core.estimates import Memory
+    from harness.data import pieces
     from harness.data.select import Part
     from harness.engine.plan import Plan, Step
     from harness.engine.store import Store
-    from harness.suite.spec import DatasetSpec
+    from harness.suite.spec import DatasetSpec, Spec
 
 WAV_B_PER_S = 32_000
 FLAC_SHARE = 0.54
@@ -32,6 +35,8 @@ MANIFEST_B_PER_CLIP, MANIFEST_B_PER_S = 500, 110
 """Of the three manifests; measured. Texts, and fingerprints, grow with the length of a clip."""
 PREPARED_PER_CORE = 250
 """Seconds of audio that a core prepares in a second; measured on Ogg Opus. WAV and MP3 are a third quicker."""
+LIST_S_PER_CLIP, JOIN_S_PER_CLIP = 65e-6, 45e-6
+"""Of a core: to list a corpus for several steps, and to join what they decoded; measured on 40,000 in shards."""
 SELECT_S_PER_CLIP = 30e-6
 """Of a core; measured on a million clips."""
 LEAKAGE_S_PER_CLIP, LEAKAGE_S_PER_PAIR = 12e-6, 6.5e-9
@@ -78,6 +83,7 @@ class Outlook:
 def outlook(plan: Plan, store: Store) -> Outlook:
     """What the store knows, and what follows from the datasets' published sizes for the rest."""
     estimator = _Estimator(store)
+    estimator.unneeded.update(step.key for step in unneeded(plan.steps, store=store))
     return Outlook(
         {step.key: estimator.of(step) for step in plan.steps},
         dict(_missing(plan, store)),
@@ -112,6 +118,8 @@ class _Estimator:
         self.store = store
         self.sizes: dict[str, Size | None] = {}
         """Of prepared datasets and selected sets, by the step's key."""
+        self.unneeded: set[str] = set()
+        """Keys of steps that have done a piece of what is done."""
         self.prepared_per_s = _prepared_per_s(store) or PREPARED_PER_CORE * (os.cpu_count() or 1)
 
     def of(self, step: Step) -> Estimate:
@@ -120,7 +128,11 @@ class _Estimator:
             record = read_record(artifact.path)
             self.sizes[step.key] = size = _measured(artifact.path, record)
             return Estimate(*_numbers(size), _weight(record), record.get("wall_s"), is_measured=True)
+        if step.key in self.unneeded:
+            return Estimate(is_measured=True)
         known = {
+            "list": self._list,
+            "decode": self._decode,
             "prepare": self._prepare,
             "select": self._select,
             "leakage": self._leakage,
@@ -128,14 +140,31 @@ class _Estimator:
         }
         return known[step.stage](step) if step.stage in known else Estimate()
 
+    def _list(self, step: Step) -> Estimate:
+        size = _published(step.spec.corpus)  # type: ignore[attr-defined]
+        return Estimate() if size is None else Estimate(wall_s=START_S + size.num_clips * LIST_S_PER_CLIP)
+
+    def _decode(self, step: Step) -> Estimate:
+        """A share of a corpus."""
+        piece: pieces.Spec = step.spec  # type: ignore[assignment]
+        whole = _published(piece.corpus)
+        if whole is None:
+            return Estimate()
+        size = whole.scaled(1 / piece.of)
+        return Estimate(*_numbers(size), _recordings_b(size, piece.corpus), self._decoding_s(size))
+
     def _prepare(self, step: Step) -> Estimate:
-        known = getattr(step.module, "size", None)
-        self.sizes[step.key] = size = known(step.spec) if known else None
+        """With the recordings, unless other steps have decoded them: then they only get second names."""
+        self.sizes[step.key] = size = _published(step.spec)
         if size is None:
             return Estimate()
-        share = 1.0 if getattr(step.spec, "storage", "wav") == "wav" else FLAC_SHARE
-        disk_b = size.audio_s * WAV_B_PER_S * share + _manifests_b(size)
-        return Estimate(*_numbers(size), round(disk_b), START_S + size.audio_s / self.prepared_per_s)
+        if step.pieces:
+            return Estimate(*_numbers(size), round(_manifests_b(size)), START_S + size.num_clips * JOIN_S_PER_CLIP)
+        disk_b = _recordings_b(size, step.spec) + round(_manifests_b(size))
+        return Estimate(*_numbers(size), disk_b, self._decoding_s(size))
+
+    def _decoding_s(self, size: Size) -> float:
+        return START_S + size.audio_s / self.prepared_per_s
 
     def _select(self, step: Step) -> Estimate:
         datasets = step.inputs["datasets"]
@@ -205,6 +234,18 @@ def _windows(training: Mapping[str, Any]) -> int:
 
 def _numbers(size: Size | None) -> tuple[int | None, float | None]:
     return (None, None) if size is None else (size.num_clips, size.audio_s)
+
+
+def _published(corpus: Spec) -> Size | None:
+    """As its kind knows it before it is prepared."""
+    known = getattr(sys.modules[type(corpus).__module__], "size", None)
+    size: Size | None = known(corpus) if known else None
+    return size
+
+
+def _recordings_b(size: Size, corpus: Spec) -> int:
+    share = 1.0 if getattr(corpus, "storage", "wav") == "wav" else FLAC_SHARE
+    return round(size.audio_s * WAV_B_PER_S * share)
 
 
 def _manifests_b(size: Size) -> float:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,7 @@ from harness.core.artifact import Resources
 from harness.data import leakage
 from harness.engine import search
 from harness.engine.probes import probe_steps
-from harness.engine.sets import heldout_sets, training_set
+from harness.engine.sets import heldout_sets, prepared_corpus, training_set
 from harness.engine.store import folder_name
 from harness.errors import SuiteError
 from harness.score import scores
@@ -48,6 +48,9 @@ class Step:
     judge: Step | None = None
     """If it is there, it lists in `survivors` the keys of what may go on, and this step is done only if what it resumes
     is among them. As `after`, it changes nothing in the result."""
+    pieces: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
+    """Role → steps that do its work piece by piece. It reads what they leave; the result is the same without them, and
+    once it is done, nobody needs them."""
 
     @property
     def folder(self) -> str:
@@ -66,7 +69,12 @@ class Step:
     @property
     def needs(self) -> tuple[Step, ...]:
         judge = (self.judge,) if self.judge else ()
-        return tuple(step for steps in self.inputs.values() for step in steps) + self.after + judge
+        return tuple(step for steps in self.reads.values() for step in steps) + self.after + judge
+
+    @property
+    def reads(self) -> Mapping[str, tuple[Step, ...]]:
+        """All that its worker is given."""
+        return {**self.inputs, **self.pieces}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,7 @@ class Builder:
         after: tuple[Step, ...] = (),
         *,
         judge: Step | None = None,
+        pieces: Mapping[str, tuple[Step, ...]] | None = None,
     ) -> Step:
         module = sys.modules[type(spec).__module__]
         identity = {
@@ -149,13 +158,14 @@ class Builder:
         }
         canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         key = hashlib.sha256(canonical.encode()).hexdigest()
-        return self.steps.setdefault(key, Step(f"{stage} {name}", stage, spec, inputs, after, key, judge))
+        step = Step(f"{stage} {name}", stage, spec, inputs, after, key, judge, pieces or {})
+        return self.steps.setdefault(key, step)
 
 
 def plan(suite: Suite, *, digest: Digest) -> Plan:
     """All steps and rows of a suite. `digest` hashes what lies outside the store: recordings, local base weights."""
     build = Builder(digest)
-    prepared = {name: build.add("prepare", name, spec, {}) for name, spec in suite.datasets.items()}
+    prepared = {name: prepared_corpus(build, name, spec) for name, spec in suite.datasets.items()}
     heldout = heldout_sets(build, suite, prepared=prepared)
     train_set = training_set(
         build, suite, prepared=prepared, heldout=heldout.values(), listen=partial(_listen, build, suite)

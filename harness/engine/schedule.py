@@ -119,7 +119,7 @@ def schedule(steps: Sequence[Step], expected: Outlook, description: Description)
         gpu_s=sum(asked[key].gpus * seconds[key] for key in todo),
         num_gpus=sum(node["GPU"] for node in nodes),
         disk_b=sum(disk[key] for key in todo),
-        read_b=sum(disk.get(need.key, 0) for step in todo.values() for items in step.inputs.values() for need in items),
+        read_b=sum(disk.get(need.key, 0) for step in todo.values() for items in step.reads.values() for need in items),
         assumed=tuple(sorted(assumed)),
         unknown=tuple(sorted(unknown)),
     )

@@ -1,11 +1,13 @@
-"""The sets that a suite trains on and holds out, as steps."""
+"""The corpora of a suite, and the sets that it trains on and holds out, as steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from harness.data import select
+from harness.data import pieces, select
+from harness.data.preparation import LISTING, SHARES
+from harness.suite.kinds import kinds
 from harness.suite.mix import Criteria
 
 if TYPE_CHECKING:
@@ -14,12 +16,27 @@ if TYPE_CHECKING:
     from harness.engine.plan import Builder, Step
     from harness.suite.mix import Filter, Share
     from harness.suite.schema import Suite
+    from harness.suite.spec import DatasetSpec
 
 HEARD_PER_TAKEN = 3
 """Hours that a model listens to for each hour that a mix takes of what it agrees with."""
 
 Listen = Callable[[str, str, "Step"], "Step"]
 """Name of a model, what it listens to, the set → the step in which the untrained model transcribes it."""
+
+
+def prepared_corpus(build: Builder, name: str, spec: DatasetSpec) -> Step:
+    """The step that prepares a dataset; before it those that do it together, if the suite wants several."""
+    of: int = getattr(spec, "tasks", 1)
+    if of == 1:
+        return build.add("prepare", name, spec, {})
+    piece = pieces.Spec(corpus=spec, version=kinds("dataset")[spec.kind].VERSION, of=of)  # type: ignore[arg-type]  # those with tasks are corpora
+    listing = {LISTING: (build.add("list", name, piece, {}),)}
+    shares = tuple(
+        build.add("decode", f"{name} {number + 1}/{of}", piece.model_copy(update={"number": number}), listing)
+        for number in range(of)
+    )
+    return build.add("prepare", name, spec, {}, pieces={**listing, SHARES: shares})
 
 
 def heldout_sets(build: Builder, suite: Suite, *, prepared: Mapping[str, Step]) -> dict[str, Step]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from harness.engine.plan import with_needs
 from harness.engine.search import JUDGE, is_pruned
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ def run_steps(steps: Sequence[Step], *, store: Store, executor: Executor, listen
     outcomes: dict[str, Outcome] = {}
     waiting = list(steps)
     running: dict[str, Step] = {}
+    for step in unneeded(steps, store=store):
+        outcomes[step.key] = Outcome("cached")
+        waiting.remove(step)
+        listener.finished(step, outcomes[step.key])
     try:
         while waiting or running:
             _settle(waiting, outcomes, store=store, listener=listener)
@@ -85,6 +90,13 @@ def run_steps(steps: Sequence[Step], *, store: Store, executor: Executor, listen
     return outcomes
 
 
+def unneeded(steps: Sequence[Step], *, store: Store) -> list[Step]:
+    """Steps that have done a piece of what is done: what they left may be gone."""
+    joined = [step for step in steps if step.pieces and store.has(step.folder, key=step.key)]
+    found = with_needs(piece for step in joined for pieces in step.pieces.values() for piece in pieces)
+    return [step for step in steps if step.key in found]
+
+
 def job_of(step: Step, left: set[str], *, store: Store) -> dict[str, Any]:
     """What a worker must know of a step. left: keys of the steps that have an artifact to read."""
     return {
@@ -98,7 +110,7 @@ def job_of(step: Step, left: set[str], *, store: Store) -> dict[str, Any]:
         "spec": step.spec.model_dump(mode="json", by_alias=True, serialize_as_any=True),
         "inputs": {
             role: [str((store.root / item.folder).resolve()) for item in items if item.key in left]
-            for role, items in step.inputs.items()
+            for role, items in step.reads.items()
         },
     }
 

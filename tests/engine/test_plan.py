@@ -178,6 +178,21 @@ def test_a_local_base_counts_by_content(tmp_path: Path) -> None:
     assert set(keys(here).values()) == set(keys(there).values())
 
 
+def test_several_steps_that_prepare_a_corpus_change_no_key(tmp_path: Path) -> None:
+    old = "kind: manifest, path"
+    one, several = small(tmp_path, (old, old)), small(tmp_path, (old, "kind: manifest, tasks: 3, path"))
+    assert not differing(one, several)
+    added = [step.name for step in several.steps if step.name not in keys(one)]
+    assert added == ["list aelita", "decode aelita 1/3", "decode aelita 2/3", "decode aelita 3/3"]
+    steps = {step.name: step for step in several.steps}
+    joined = steps["prepare aelita"]
+    assert [need.name for need in joined.needs] == added
+    assert not joined.inputs
+    assert [need.name for need in steps["decode aelita 2/3"].needs] == ["list aelita"]
+    other = small(tmp_path, (old, "kind: manifest, tasks: 3, storage: flac, path"))
+    assert differing(several, other) >= {"list", "decode", "prepare"}
+
+
 def test_equal_work_is_one_step(tmp_path: Path) -> None:
     planned = small(
         tmp_path,

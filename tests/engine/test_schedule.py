@@ -26,7 +26,7 @@ class Fake:
         self.key = self.name = key
         self.stage = "train"
         self.needs = needs
-        self.inputs = {"all": needs}
+        self.reads = {"all": needs}
         self.resources = resources
         self.spec = None
 
