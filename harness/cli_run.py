@@ -16,9 +16,10 @@ from harness.console import err, out, tolerant
 from harness.session import finder, open_suite, publish_results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from harness.board.mlflow import Projection
+    from harness.core.estimates import Memory
     from harness.engine.plan import Plan, Step
     from harness.engine.store import Store
     from harness.engine.walk import Environment, Executor, Outcome
@@ -52,7 +53,7 @@ def run(
     from harness.board.mlflow import Projection
     from harness.engine.fit import check_fit
     from harness.engine.search import surviving
-    from harness.engine.store import Store
+    from harness.engine.store import BULKY, Store
     from harness.engine.upkeep import write_needed
     from harness.engine.walk import run_steps
     from harness.terminal import Watch
@@ -60,27 +61,30 @@ def run(
     planned, store = open_suite(suite, results, whole=True, remote=shared)
     steps = _up_to(planned, only)
     here = Store(store.root)  # to predict what trainings take, no weights are downloaded
-    check_fit([step for step in steps if not _is_trained(step, store)], here, budget=planned.suite.budget)
+    todo = [step for step in steps if not _is_trained(step, store)]
+    known = check_fit(todo, here, budget=planned.suite.budget)
     folder = results / planned.suite.suite
     write_needed(planned.steps, folder=folder, beside=True)
-    tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json", find=finder(store))
-
-    environment = partial(_environment, tracking=tracking, where=executor)
+    # For this and for the board, no model of another machine is downloaded.
+    tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json", find=finder(here))
+    figures = Store(store.root, remote=store.remote, brief=BULKY)
+    live = partial(_environment, tracking=tracking, where=executor)
     logs = folder / "logs"
     try:
         with (
-            _executor(executor, address, planned, steps, store, logs=logs, jobs=jobs, environment=environment) as runs,
+            _executor(executor, address, steps, store, memories=known, logs=logs, jobs=jobs, environment=live) as runs,
             Watch(out, total=len(steps), on_end=partial(_end_training, tracking=tracking)) as watch,
         ):
             outcomes = run_steps(steps, store=store, executor=runs, listener=watch)
     except KeyboardInterrupt:
-        err.print(f"\nStopped. Finished steps are kept; go on with: harness run {suite}", markup=False)
+        same = " ".join(["harness", *sys.argv[1:]])
+        err.print(f"\nStopped. Finished steps are kept; go on with: {same}", markup=False)
         tolerant(lambda: tracking.close(attach=[], status="KILLED"))
         sys.exit(INTERRUPTED)
     failed = [(step, outcomes[step.key]) for step in steps if outcomes[step.key].state == "failed"]
     planned = surviving(planned, store)
     _show(planned, steps, outcomes, store, folder=folder)
-    publish_results(planned, store, folder, tracking, suite=suite, command="run", succeeded=not failed)
+    publish_results(planned, figures, folder, tracking, suite=suite, command="run", succeeded=not failed)
     store.share([step.folder for step in steps])
     _end(failed)
 
@@ -100,10 +104,10 @@ def _end_training(step: Step, outcome: Outcome, *, tracking: Projection) -> None
 def _executor(
     where: Where,
     address: str,
-    plan: Plan,
     steps: Sequence[Step],
     store: Store,
     *,
+    memories: Mapping[str, Memory | None],
     logs: Path,
     jobs: int,
     environment: Environment,
@@ -113,13 +117,12 @@ def _executor(
 
         yield LocalExecutor(logs, jobs=jobs, environment=environment)
         return
-    from harness.engine.fit import memories
+    from harness.engine.ram import peaks_mib
     from harness.engine.ray import RayExecutor, cluster
-    from harness.engine.store import Store
 
     with cluster(address):
-        known = memories(steps, Store(store.root), budget=plan.suite.budget)
-        executor = RayExecutor(logs, environment=environment, memories=known)
+        rams_mib = peaks_mib(steps, store)
+        executor = RayExecutor(logs, environment=environment, memories=memories, rams_mib=rams_mib)
         executor.check(steps, None if store.remote else store.root)
         yield executor
 

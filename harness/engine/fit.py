@@ -29,15 +29,15 @@ def memories(steps: Iterable[Step], store: Store, *, budget: Budget) -> dict[str
     }
 
 
-def check_fit(steps: Iterable[Step], store: Store, *, budget: Budget) -> None:
-    """Refuse trainings that are predicted not to fit.
+def check_fit(steps: Iterable[Step], store: Store, *, budget: Budget) -> dict[str, Memory | None]:
+    """Refuse trainings that are predicted not to fit. Returns the `memories` of those that do.
 
     Raises SuiteError, which names each with what it takes, and the smallest change that would make it fit.
     """
-    if budget.vram_gib is None:
-        return
     by_key = {step.key: step for step in steps}
     found = memories(by_key.values(), store, budget=budget)
+    if budget.vram_gib is None:
+        return found
     # The parts of one training take the same.
     faults = [
         f"  {trained_name(by_key[key])}: {_gib(memory)}; {_remedy(by_key[key], store, budget=budget)}"
@@ -48,6 +48,7 @@ def check_fit(steps: Iterable[Step], store: Store, *, budget: Budget) -> None:
         trainings = "1 training does" if len(faults) == 1 else f"{len(faults)} trainings do"
         told = f"{trainings} not fit into budget.vram_gib {budget.vram_gib:g} (predicted, not measured on a card)"
         raise SuiteError("\n".join([told, *faults]))
+    return found
 
 
 def _predicted(step: Step, training: Spec, store: Store, *, budget: Budget) -> Memory | None:

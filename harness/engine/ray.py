@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from harness.engine.cluster import Demand, check_nodes, demand, lack
+from harness.core.artifact import CPUS
+from harness.engine.cluster import MIB, Demand, check_nodes, demand, lack
 from harness.engine.process import StepProcess
 from harness.engine.walk import Environment, Outcome, log_file, outcome_of
 from harness.errors import MissingError, first_line
@@ -115,6 +116,8 @@ class RayExecutor:
     environment: Environment = lambda _step: {}
     memories: Mapping[str, Memory | None] = field(default_factory=dict)
     """Key of a training → what it is predicted to take of a GPU."""
+    rams_mib: Mapping[str, float] = field(default_factory=dict)
+    """Key of a step → what it will take, where that is known."""
     _told: Any = field(init=False)
     _attend: Any = field(init=False)
     _nodes: list[dict[str, float]] = field(init=False)
@@ -127,7 +130,9 @@ class RayExecutor:
 
         self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._told = ray.remote(num_cpus=0)(Told).options(scheduling_strategy=here).remote()
+        # Where memory runs out, Ray may take this process: then a few lines are lost, not the run.
+        lasting = {"max_restarts": -1, "max_task_retries": -1}
+        self._told = ray.remote(num_cpus=0, **lasting)(Told).options(scheduling_strategy=here).remote()
         self._attend = ray.remote(max_retries=RETRIES)(attend)
 
     def check(self, steps: Sequence[Step], store: Path | None) -> None:
@@ -147,8 +152,9 @@ class RayExecutor:
     def start(self, step: Step, job: Job) -> None:
         asked = self._demand(step)
         resources = {"num_cpus": asked.cpus, "num_gpus": asked.gpus, "resources": dict(asked.custom)}
-        task = self._attend.options(name=step.name, **resources)
-        reference = task.remote(dict(job), dict(self.environment(step)), self._told)
+        task = self._attend.options(name=step.name, memory=int(asked.ram_mib * MIB), **resources)
+        environment = {CPUS: str(int(asked.cpus)), **self.environment(step)}
+        reference = task.remote(dict(job), environment, self._told)
         self._running[reference] = step
 
     def poll(self, listener: Listener) -> dict[str, Outcome]:
@@ -179,7 +185,8 @@ class RayExecutor:
         self._running.clear()
 
     def _demand(self, step: Step) -> Demand:
-        return demand(step, self._nodes, memory=self.memories.get(step.key))
+        ram_mib = self.rams_mib.get(step.key, 0.0)
+        return demand(step, self._nodes, memory=self.memories.get(step.key), ram_mib=ram_mib)
 
     def _listen(self, listener: Listener) -> None:
         import ray

@@ -22,6 +22,7 @@ from harness import __version__
 from harness.engine.remote import Remote
 from harness.engine.store import ARTIFACT_FILE, Store
 from harness.errors import HarnessError, refused_by_disk
+from harness.score.memory import peak_ram_mib
 
 if TYPE_CHECKING:
     from harness.core.artifact import Artifact
@@ -82,6 +83,7 @@ def run(job: dict[str, Any]) -> Artifact:
             "spec": job["spec"],
             "inputs": {role: [Path(item).name for item in paths] for role, paths in job["inputs"].items()},
             "wall_s": round(time.monotonic() - started, 3),
+            "peak_ram_mib": round(peak_ram_mib(), 1),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "harness": __version__,
         }

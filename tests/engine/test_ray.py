@@ -145,6 +145,21 @@ def test_a_run_with_everything_done_starts_nothing(three_nodes: Cluster, suite: 
     assert "start" not in ended(run(str(suite), "--only", "select", *address, cwd=tmp_path))
 
 
+def test_several_nodes_prepare_one_corpus(three_nodes: Cluster, suite: Path, tmp_path: Path) -> None:
+    several = suite.with_name("several.yaml")
+    text = suite.read_text("utf-8").replace("kind: manifest,", "kind: manifest, tasks: 2,")
+    several.write_text(text, encoding="utf-8")
+    address = ("--executor", "ray", "--address", three_nodes.address)
+    told = ended(run(str(several), "--only", "prepare", *address, cwd=tmp_path))
+    assert all(f"done    {step}" in told for step in ("list clips", "decode clips 1/2", "decode clips 2/2"))
+    found = (tmp_path / "results" / "store").glob("decode-*/artifact.json")
+    # Fewer recordings than a part holds: one of the shares is empty.
+    assert sorted(json.loads(path.read_text("utf-8"))["meta"]["num_recordings"] for path in found) == [0, 14]
+    # The corpus has the key that it has without `tasks`, and what has been a piece of it is asked for no more.
+    told = ended(run(str(suite), "--only", "prepare", cwd=tmp_path))
+    assert "start" not in told
+
+
 def test_nodes_are_compared_before_work_starts(
     three_nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,11 +197,17 @@ class Fake:
     """What `demand` reads of a step."""
 
     def __init__(
-        self, *, whole_machine: bool = False, gpu: bool = False, device: str = "auto", devices: int = 1
+        self,
+        *,
+        whole_machine: bool = False,
+        gpu: bool = False,
+        divisible: bool = False,
+        device: str = "auto",
+        devices: int = 1,
     ) -> None:
         from harness.core.artifact import Resources
 
-        self.resources = Resources(whole_machine=whole_machine, gpu=gpu)
+        self.resources = Resources(whole_machine=whole_machine, gpu=gpu, divisible=divisible)
         self.spec = type("Spec", (), {"device": device, "devices": devices})()
 
 
@@ -196,6 +217,8 @@ class Fake:
         (Fake(), CPU_NODES, None, Demand(1)),
         (Fake(whole_machine=True), CPU_NODES, None, Demand(16.0)),
         (Fake(whole_machine=True), GPU_NODES, None, Demand(8)),
+        (Fake(whole_machine=True, divisible=True), [{}, *CPU_NODES], None, Demand(4.0)),
+        (Fake(whole_machine=True, divisible=True), GPU_NODES, None, Demand(8)),
         (Fake(whole_machine=True, gpu=True), CPU_NODES, None, Demand(16.0)),
         (Fake(whole_machine=True, gpu=True), GPU_NODES, None, Demand(8, 1.0)),
         (Fake(whole_machine=True, gpu=True, device="cpu"), GPU_NODES, None, Demand(16.0)),
@@ -224,6 +247,11 @@ def test_what_no_node_has() -> None:
     assert lack("it", Demand(32), CPU_NODES) == (
         "  it: asks for 32 CPU; no node has that, the most that there is: 16 CPU; add a node that has it"
     )
+    hungry = demand(Fake(), [{"CPU": 4.0, "memory": 2.0 * GIB}], ram_mib=3072)  # type: ignore[arg-type]
+    assert lack("score it", hungry, [{"CPU": 4.0, "memory": 2.0 * GIB}]) == (
+        "  score it: asks for 1 CPU, 3 GiB of RAM; no node has that, "
+        "the most that there is: 4 CPU, 2 GiB of RAM; add a node that has it"
+    )
 
 
 def test_a_step_too_large_for_the_cluster_is_told_before_work_starts(
@@ -237,6 +265,23 @@ def test_a_step_too_large_for_the_cluster_is_told_before_work_starts(
         executor = RayExecutor(tmp_path)
         with pytest.raises(MissingError, match="train it: asks for 64 CPU; no node has that"):
             executor.check([step], tmp_path / "store")
+
+
+def test_a_collector_that_dies_is_replaced(three_nodes: Cluster, tmp_path: Path) -> None:
+    import ray
+
+    from harness.engine.ray import RayExecutor
+
+    step: Any = type("Step", (), {"name": "it", "key": "0", "folder": "it-0"})()
+    with cluster(three_nodes.address):
+        executor = RayExecutor(tmp_path)
+        executor._running["reference"] = step
+        for line in (b"before\n", b"after\n"):
+            ray.kill(executor._told, no_restart=False)
+            ray.get(executor._told.tell.remote("0", None, line))
+            executor._listen(None)  # type: ignore[arg-type]  # only a log is written
+        executor._running.clear()
+    assert (tmp_path / "it-0.log").read_bytes() == b"before\nafter\n"
 
 
 def test_a_task_that_is_lost_again_and_again_is_a_failure(
