@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from harness.cli_mac import mac
-from harness.cli_promote import RESULTS, Results, SuitePath, promotion
+from harness.cli_promote import RESULTS, Results, Shared, SuitePath, promotion
 from harness.cli_run import running
 from harness.cli_store import store as upkeep
 from harness.console import err, out, tolerant
@@ -123,6 +123,7 @@ def plan(
         Path | None,
         typer.Option("--cluster", metavar="FILE", help="Simulate it on the cluster that FILE describes."),
     ] = None,
+    shared: Shared = None,
     results: Results = RESULTS,
 ) -> None:
     """Dry run: every step, cached or to do, and what it will take: clips, hours, disk, time, VRAM."""
@@ -131,7 +132,7 @@ def plan(
     from harness.engine.search import prospects, stopped
     from harness.terminal import plan_table, plan_totals
 
-    planned, store = open_suite(suite, results)
+    planned, store = open_suite(suite, results, remote=shared, take="records")
     expected = outlook(planned, store)
     if cluster is not None:
         _show_schedule(planned, expected, cluster)
@@ -164,6 +165,7 @@ def board(
         list[Path] | None, typer.Option("--merge", metavar="FILE", help="Take in what `harness bench` measured.")
     ] = None,
     slices: Annotated[bool, typer.Option("--slices", help="Rather: parts of the sets, and errors by cause.")] = False,
+    shared: Shared = None,
     results: Results = RESULTS,
 ) -> None:
     """Print the leaderboard, best first."""
@@ -171,6 +173,7 @@ def board(
     from harness.board.slices import sliced
     from harness.board.waterfall import waterfalls
     from harness.engine.search import stopped
+    from harness.engine.store import Store
 
     falls: list[Waterfall] = []
     ended: list[Text] = []
@@ -179,13 +182,13 @@ def board(
             raise SuiteError("--merge and --slices need the suite: harness board SUITE --slices")
         lines = _newest_board(results, rebuild=rebuild)
     else:
-        planned, store = open_suite(suite, results)
+        planned, store = open_suite(suite, results, remote=shared, take="figures")
         folder = results / planned.suite.suite
         tracking = Projection(
             planned.suite.suite,
             folder=Path("mlruns"),
             record=folder / "runs.json",
-            find=finder(store),
+            find=finder(Store(store.root)),  # a model is not downloaded to be logged
             rebuild=rebuild,
         )
         lines = board_lines(planned, store, folder=folder, tracking=tracking, suite=suite, command="board")
@@ -236,19 +239,26 @@ def _show_slices(found: Sequence[Sliced], *, form: Form) -> None:
 @app.command()
 def report(
     suite: SuitePath,
-    audio: Annotated[bool, typer.Option("--audio", help="Put recordings into the file, to send it around.")] = False,
+    audio: Annotated[
+        bool,
+        typer.Option("--audio", help="Put recordings into the file, to send it around. With --store, download them."),
+    ] = False,
+    shared: Shared = None,
     results: Results = RESULTS,
 ) -> None:
     """Write the report: verdict, leaderboard, charts, mistakes and every utterance, in one HTML file."""
     from harness.board.mlflow import Projection
     from harness.board.waterfall import waterfalls
 
-    planned, store = open_suite(suite, results)
+    planned, store = open_suite(suite, results, remote=shared, take="figures")
     folder = results / planned.suite.suite
     tracking = Projection(planned.suite.suite, folder=Path("mlruns"), record=folder / "runs.json")
     lines = board_lines(planned, store, folder=folder, tracking=tracking, suite=suite, command="report")
     if not lines:
         raise HarnessError(f"no row of {suite} is scored yet; run it first: harness run {suite}")
+    if audio and store.remote:
+        for selected in {row.scored.inputs["heldout"][0].folder for row in planned.rows}:
+            store.bring(selected)
     path = write_suite_report(planned, store, lines, falls=waterfalls(planned, store), folder=folder, audio=audio)
     out.print(f"report: {path}", markup=False, highlight=False)
 

@@ -25,7 +25,7 @@ Results = Annotated[Path, typer.Option("--results", envvar="HARNESS_RESULTS", he
 RESULTS = Path("results")
 Shared = Annotated[
     str | None,
-    typer.Option("--store", envvar="HARNESS_STORE", metavar="URL", help="Shared store: s3://… or gs://…, as a bucket."),
+    typer.Option("--store", envvar="HARNESS_STORE", metavar="URL", help="Shared store: s3://bucket/prefix or gs://…"),
 ]
 
 
@@ -56,7 +56,7 @@ def promote(
 
     if force is not None and not force.strip():
         raise SuiteError("--force needs a reason, which stands wherever the model is shown: --force 'why'")
-    planned, store = open_suite(suite, results, remote=shared)
+    planned, store = open_suite(suite, results, remote=shared, take="figures")
     folder = results / planned.suite.suite
     if planned.suite.promote is None:
         raise SuiteError(f"{suite} declares no promotion; add: promote: {{target: mimir}}")
@@ -72,6 +72,7 @@ def promote(
         promoting.check_gate(decision, force=force)
     if dry_run:
         return
+    store.bring(decision.chosen.exported.folder)
     done = promoting.promote(
         decision, planned, lines, store, suite=suite, folder=folder, target=target, to=place, force=force
     )

@@ -17,27 +17,36 @@ if TYPE_CHECKING:
     from harness.engine.store import Store
 
 
-def open_suite(path: Path, results: Path, *, whole: bool = False, remote: str | None = None) -> tuple[Plan, Store]:
+def open_suite(
+    path: Path,
+    results: Path,
+    *,
+    whole: bool = False,
+    remote: str | None = None,
+    take: Literal["all", "figures", "records"] = "all",
+) -> tuple[Plan, Store]:
     """The plan and its store.
 
     whole: with the variants that searches are known to have stopped: a run walks over them.
-    remote: URL of the store that machines share.
+    remote: URL of the store that machines share. take: what the store downloads of what is only there: no models and
+    recordings for figures, next to nothing for records.
     Raises SuiteError with all mistakes of the suite; MissingError if the remote store cannot be used.
     """
     from harness.engine.digests import Digests
     from harness.engine.plan import plan
     from harness.engine.remote import Remote
     from harness.engine.search import surviving
-    from harness.engine.store import Store
+    from harness.engine.store import BULKY, Store
     from harness.suite.load import load
 
     suite = load(path)
     digests = Digests(results / "store" / "digests.json")
     planned = plan(suite, digest=digests)
     digests.save()
-    store = Store(results / "store", remote=Remote(remote) if remote else None)
+    brief = {"all": frozenset[str](), "figures": BULKY, "records": {step.stage for step in planned.steps}}[take]
+    store = Store(results / "store", remote=Remote(remote) if remote else None, brief=brief)
     if store.remote:
-        store.remote.check()
+        store.remote.check() if take == "all" else store.remote.check_reading()
     return planned if whole else surviving(planned, store), store
 
 

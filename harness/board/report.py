@@ -161,7 +161,7 @@ def _why_silent(recordings: Recordings, links: Sequence[str | None]) -> str:
     sharded = sum(link is None and path is not None for link, path in zip(links, recordings.paths, strict=True))
     if sharded:
         return f"{sharded} recordings lie in shards, which a page cannot play; embed them: harness report SUITE --audio"
-    return f"{links.count(None)} of {len(links)} recordings are no longer in the store"
+    return f"{links.count(None)} of {len(links)} recordings are not in the store of this machine"
 
 
 def _embedded(recordings: Recordings, heard: Transcripts, *, limit_b: int) -> list[str | None]:

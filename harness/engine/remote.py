@@ -2,6 +2,7 @@
 
 <url>/<stage>-<key>/<upload>/…       the files of one upload
 <url>/<stage>-<key>/artifact.json    names the upload and its files: written last, by one request
+<url>/.token-<…>                     is written and deleted at once, to see whether that works
 
 A reader sees a whole artifact or none, whenever a writer dies. Of two writers the last wins, and both are whole.
 """
@@ -9,27 +10,31 @@ A reader sees a whole artifact or none, whenever a writer dies. Of two writers t
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from harness.core.files import copy_hashed
-from harness.errors import HarnessError, MissingError, SuiteError, first_line
+from harness.errors import HarnessError, MissingError, SuiteError, first_line, refused_by_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 INDEX_FILE = "artifact.json"
 MAX_INDEX_B = 256 << 20
 """Bytes that are read of an index: a million files take less."""
+UPLOAD = re.compile(r"[a-z_]+-[0-9a-f]{16}/[0-9a-f]{32}(?=/|$)")
+MAX_NAME = 500
+"""Letters of a name that messages show."""
 THREADS = 8
 ABSENT_S = 30.0
 """For so long an artifact that was not there is not asked for again, nor a server that did not answer."""
@@ -58,6 +63,17 @@ class AwayError(HarnessError):
     """The server does not answer. What it has can be done again, or sent later."""
 
 
+class Object(NamedTuple):
+    """Whatever lies at a URL."""
+
+    name: str
+    """Below the URL."""
+    size: int
+    """Bytes."""
+    modified_s: float
+    """Since the epoch, by the server's clock."""
+
+
 class Listed(BaseModel):
     """A file of an upload."""
 
@@ -79,8 +95,15 @@ class Index(BaseModel):
     def _inside(cls, names: Any) -> Any:
         for name in names:
             if any(part in {"", ".", ".."} or set(part) & set("\\:\0") for part in name.split("/")):
-                raise ValueError(f"{name!r} is a path that leaves the artifact, or is not written plainly")
+                raise ValueError(f"{name[:MAX_NAME]!r} is a path that leaves the artifact, or is not written plainly")
         return names
+
+    @field_validator("files")
+    @classmethod
+    def _recorded(cls, files: dict[str, Listed]) -> dict[str, Listed]:
+        if INDEX_FILE not in files:
+            raise ValueError(f"it names no {INDEX_FILE}, the record of what was done")
+        return files
 
 
 class Remote:
@@ -98,6 +121,8 @@ class Remote:
                 f"--store: credentials do not belong into a URL; {REMEDIES.get(parts.scheme, 'leave out')}"
             )
         self.url = url
+        self.place = url.partition("?")[0].rstrip("/")
+        """As messages name it."""
         self.scheme = parts.scheme
         self.options = dict(parse_qsl(parts.query))
         unknown = self.options.keys() - OPTIONS[self.scheme]
@@ -108,25 +133,43 @@ class Remote:
         self._absent: dict[str, float] = {}
         self._away: tuple[float, str] = (-ABSENT_S, "")
 
-    def check(self) -> None:
-        """Write, read and delete a small object. Raises MissingError if that does not work, soon."""
-        token = f"{self._path}/.token-{secrets.token_hex(8)}"
-        try:
-            files = self._open(attempts=1)
+    def check(self) -> float:
+        """Write, read and delete a small object. Raises MissingError if that does not work, soon.
+
+        Returns the time by the server's clock, in seconds since the epoch.
+        """
+        token = self._token()
+        with self._usable() as files:
             self._write(files, token, token.encode())
-            with files.open(token, "rb") as source:
+            with files.open(token, "rb", seekable=False) as source:
                 source.read()
+            now_s: float = files.modified(token).timestamp()
             files.rm_file(token)
+        return now_s
+
+    def check_reading(self) -> None:
+        """Ask for an object that is not there. Raises MissingError if that does not work, soon."""
+        with self._usable() as files, suppress(FileNotFoundError):
+            files.open(self._token(), "rb", seekable=False).close()
+
+    @contextmanager
+    def _usable(self) -> Iterator[Any]:
+        """The file system, for a first try."""
+        try:
+            yield self._open(attempts=1)
         except (OSError, ImportError, ValueError) as error:
             told = " ".join(str(error).split()) or type(error).__name__
             remedy = REMEDIES.get(self.scheme, "the folder must be writable")
             raise MissingError(f"{self.url}: cannot be used as a store: {told}\n{remedy}") from error
 
+    def _token(self) -> str:
+        return f"{self._path}/.token-{secrets.token_hex(8)}"
+
     def has(self, folder: str) -> bool:
         """Whether the artifact is there; an answer No stands for half a minute."""
         if time.monotonic() - self._absent.get(folder, -ABSENT_S) < ABSENT_S:
             return False
-        if self._index(folder) is None:
+        if self.index(folder) is None:
             self._absent[folder] = time.monotonic()
             return False
         return True
@@ -134,24 +177,73 @@ class Remote:
     def lacking(self, folders: Iterable[str]) -> list[str]:
         """Those of the artifacts that are not there."""
         wanted = list(folders)
-        return [folder for folder, index in zip(wanted, _each(self._index, wanted), strict=True) if index is None]
+        return [folder for folder, index in zip(wanted, each(self.index, wanted), strict=True) if index is None]
 
     def fetch(self, folder: str, *, into: Path) -> bool:
         """Download an artifact into a new folder, every file verified; False if it is not there.
 
         Raises HarnessError that names what is damaged, or what is no artifact at all.
         """
-        index = self._index(folder)
-        if index is None:
-            return False
+        index = self.index(folder)
+        if index is not None:
+            self.download(folder, index, into=into)
+        return index is not None
+
+    def download(self, folder: str, index: Index, *, into: Path) -> None:
+        """What an index names, or what somebody has picked of it."""
         into.mkdir(parents=True)
         total, free = sum(item.size for item in index.files.values()), shutil.disk_usage(into).free
         if total > free:
-            raise HarnessError(f"{self.url}/{folder}: has {total:,} bytes, and {free:,} are free at {into.parent}")
+            raise HarnessError(f"{self.place}/{folder}: has {total:,} bytes, and {free:,} are free at {into.parent}")
         for name in index.folders:
-            (into / name).mkdir(parents=True, exist_ok=True)
-        _each(partial(self._download, f"{folder}/{index.upload}", into=into), index.files.items())
-        return True
+            with _laid_out(f"{self.place}/{folder}/{index.upload}/{name}"):
+                (into / name).mkdir(parents=True, exist_ok=True)
+        each(partial(self._download, f"{folder}/{index.upload}", into=into), index.files.items())
+
+    def faults(self, folder: str) -> list[str]:
+        """What is wrong with an artifact: every file is read. Raises AwayError."""
+        try:
+            index = self.index(folder)
+            found = each(partial(self._fault, f"{folder}/{index.upload}"), index.files.items()) if index else []
+        except AwayError:
+            raise
+        except HarnessError as error:
+            return [str(error)]
+        return [told for told in found if told]
+
+    def objects(self) -> Iterator[Object]:
+        """All that lies at the URL. Raises AwayError."""
+        try:
+            if self.scheme in {"s3", "gs"}:
+                from pyarrow import fs
+
+                # Not by fsspec's `find`: a listing of gs:// that is not recursive shows no folders.
+                top = self._path
+                listed = self._files.fs.get_file_info(fs.FileSelector(top, recursive=True, allow_not_found=True))
+                found = [(item.path, item.size, item.mtime) for item in listed if item.is_file]
+            else:
+                files, top = self._files, self._files._strip_protocol(self._path)  # noqa: SLF001  # as it lists
+                found = [(name, files.size(name), files.modified(name)) for name in files.find(top)]
+        except OSError as error:
+            raise AwayError(f"{self.place}: cannot be listed ({first_line(error)}); run again") from error
+        for name, size, modified in found:
+            yield Object(name[len(top) + 1 :], size, modified.timestamp())
+
+    def delete(self, name: str) -> None:
+        """An object, or a folder with all that lies in it. Raises AwayError."""
+        path = f"{self._path}/{name}"
+        try:
+            with suppress(FileNotFoundError):
+                if UPLOAD.fullmatch(name) is None:
+                    self._files.rm_file(path)
+                elif self.scheme == "s3":
+                    self._files.fs.delete_dir(path)
+                elif self.scheme == "gs":
+                    self._files.fs.delete_dir_contents(path, missing_dir_ok=True)
+                else:
+                    self._files.rm(path, recursive=True)
+        except OSError as error:
+            raise AwayError(f"{self.place}/{name}: cannot be deleted ({first_line(error)}); run again") from error
 
     def send(self, folder: str, *, source: Path, hashes: Mapping[str, str]) -> None:
         """Upload an artifact. hashes: of its files, as far as they are known. Raises HarnessError."""
@@ -159,7 +251,7 @@ class Remote:
         items = sorted(source.rglob("*"))
         files = [item for item in items if item.is_file()]
         try:
-            listed = _each(partial(self._upload, f"{folder}/{upload}", source=source), files)
+            listed = each(partial(self._upload, f"{folder}/{upload}", source=source), files)
             names = {item.relative_to(source).as_posix(): found for item, found in zip(files, listed, strict=True)}
             for name, sha256 in hashes.items():
                 if name not in names or names[name].sha256 != sha256:
@@ -171,16 +263,17 @@ class Remote:
             content = index.model_dump_json(by_alias=True).encode()
             self._write(self._files, f"{self._path}/{folder}/{INDEX_FILE}", content)
         except OSError as error:
-            raise AwayError(f"{self.url}/{folder}: cannot be written ({first_line(error)}); run again") from error
+            raise AwayError(f"{self.place}/{folder}: cannot be written ({first_line(error)}); run again") from error
         self._absent.pop(folder, None)
 
-    def _index(self, folder: str) -> Index | None:
-        where = f"{self.url}/{folder}/{INDEX_FILE}"
+    def index(self, folder: str) -> Index | None:
+        """What an artifact consists of; None if it is not there. Raises HarnessError if that cannot be read."""
+        where = f"{self.place}/{folder}/{INDEX_FILE}"
         since, told = self._away
         if time.monotonic() - since < ABSENT_S:
             raise AwayError(told)
         try:
-            with self._files.open(f"{self._path}/{folder}/{INDEX_FILE}", "rb") as source:
+            with self._files.open(f"{self._path}/{folder}/{INDEX_FILE}", "rb", seekable=False) as source:
                 content = source.read(MAX_INDEX_B + 1)
         except FileNotFoundError:
             return None
@@ -188,31 +281,48 @@ class Remote:
             self._away = time.monotonic(), f"{where}: cannot be read ({first_line(error)}); run again"
             raise AwayError(self._away[1]) from error
         if len(content) > MAX_INDEX_B:
-            raise HarnessError(f"{where}: has more than {MAX_INDEX_B:,} bytes; {_again(self.url, folder)}")
+            raise HarnessError(f"{where}: has more than {MAX_INDEX_B:,} bytes; {_again(self.place, folder)}")
         try:
             return Index.model_validate_json(content)
         except ValidationError as error:
             found = error.errors()[0]
-            raise HarnessError(f"{where}: cannot be used ({found['msg']}); {_again(self.url, folder)}") from error
+            raise HarnessError(f"{where}: cannot be used ({found['msg']}); {_again(self.place, folder)}") from error
 
     def _download(self, place: str, named: tuple[str, Listed], *, into: Path) -> None:
-        name, listed = named
-        target = into / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with _laid_out(f"{self.place}/{place}/{named[0]}"):
+            (into / named[0]).parent.mkdir(parents=True, exist_ok=True)
+            file = (into / named[0]).open("xb")
+        with file:
+            self._copy(place, named, file)
+
+    def _fault(self, place: str, named: tuple[str, Listed]) -> str | None:
         try:
-            with self._files.open(f"{self._path}/{place}/{name}", "rb") as source, target.open("xb") as file:
-                size, sha256 = copy_hashed(source, file, limit=listed.size)
+            with Path(os.devnull).open("wb") as nowhere:
+                self._copy(place, named, nowhere)
+        except AwayError:
+            raise
+        except HarnessError as error:
+            return str(error)
+        return None
+
+    def _copy(self, place: str, named: tuple[str, Listed], target: IO[bytes]) -> None:
+        """Raises HarnessError that names what is damaged."""
+        name, listed = named
+        try:
+            # Nothing is sought in it: a stream is one request, and servers answer that are lost with parts.
+            with self._files.open(f"{self._path}/{place}/{name}", "rb", seekable=False) as source:
+                size, sha256 = copy_hashed(source, target, limit=listed.size)
         except FileNotFoundError as error:
             raise HarnessError(
-                f"{self.url}/{place}/{name}: is gone, and its index names it; "
-                f"{_again(self.url, place.partition('/')[0])}"
+                f"{self.place}/{place}/{name}: is gone, and its index names it; "
+                f"{_again(self.place, place.partition('/')[0])}"
             ) from error
         except OSError as error:
-            raise AwayError(f"{self.url}/{place}/{name}: cannot be read ({first_line(error)}); run again") from error
+            raise AwayError(f"{self.place}/{place}/{name}: cannot be read ({first_line(error)}); run again") from error
         if (size, sha256) != (listed.size, listed.sha256):
             raise HarnessError(
-                f"{self.url}/{place}/{name}: is damaged: its index says {listed.size} bytes with sha256 "
-                f"{listed.sha256}, read were {size} with {sha256}; {_again(self.url, place.partition('/')[0])}"
+                f"{self.place}/{place}/{name}: is damaged: its index says {listed.size} bytes with sha256 "
+                f"{listed.sha256}, read were {size} with {sha256}; {_again(self.place, place.partition('/')[0])}"
             )
 
     def _upload(self, place: str, path: Path, *, source: Path) -> Listed:
@@ -263,7 +373,17 @@ class Remote:
         )
 
 
-def _each(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+@contextmanager
+def _laid_out(where: str) -> Iterator[None]:
+    """Names come from outside: they may collide, or be too long for this system."""
+    try:
+        yield
+    except OSError as error:
+        told = f"{where[:MAX_NAME]}: cannot be written here ({error.strerror})"
+        raise refused_by_disk(error) or HarnessError(told) from error
+
+
+def each(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
     """Side by side: most of the time is waiting."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(call, items))

@@ -5,6 +5,7 @@
 <root>/.partial/<stage>-<key>/scratch/   survives a kill: checkpoints
 <root>/.partial/<stage>-<key>.lock       held by the one process that works on it
 <root>/.partial/<stage>-<key>.in-<…>/    is on its way here from a remote store
+<root>/.partial/<stage>-<key>.of-<…>/    parts of an artifact that stays in the remote store: its record, a recording
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import time
@@ -22,34 +24,46 @@ from filelock import FileLock
 
 from harness.core.artifact import ADOPTED_FOLDER, Artifact, Work
 from harness.core.files import file_sha256, parse_json
-from harness.core.manifests import UTTERANCES_FILE, iterate_utterances
+from harness.core.manifests import SHARDED, UTTERANCES_FILE, iterate_utterances
 from harness.engine.remote import AwayError
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from harness.engine.remote import Remote
 
+ARTIFACT_FILE = "artifact.json"
+BULKY = frozenset({"base", "list", "decode", "prepare", "train", "export"})
+"""Stages that leave models and recordings."""
+READ = frozenset({ARTIFACT_FILE, "card.json", "config.json", "curves.jsonl"})
+"""What plans, boards and reports read of theirs."""
+ELSEWHERE = re.compile(r"\.\./(?P<folder>[a-z_]+-[0-9a-f]{16})/(?P<file>.+)")
+"""A recording that lies in another artifact, as manifests name it."""
 SCHEMA = 1
 """Of `artifact.json`. Older numbers stay readable."""
-ARTIFACT_FILE = "artifact.json"
 RENAME_ATTEMPTS = 20
 
 
 class Store:
     """A folder of artifacts by key; beside it, maybe, a remote one that several machines share."""
 
-    def __init__(self, root: Path, *, remote: Remote | None = None) -> None:
+    def __init__(self, root: Path, *, remote: Remote | None = None, brief: Collection[str] = ()) -> None:
+        """brief: stages of which little is downloaded: the record, and what plans, boards and reports read.
+
+        Those must not show less because a server is away: then it is an AwayError.
+        """
         self.root = root
         self.remote = remote
+        self.brief = brief
+        self._excerpts: dict[str, Path | None] = {}
 
     def has(self, folder: str, *, key: str) -> bool:
         """Whether a step has been done; nothing is downloaded."""
         if (self.root / folder / ARTIFACT_FILE).is_file() or self.remote is None:
             return self.find(folder, key=key) is not None
-        with _tolerant():
+        with self._tolerant():
             return self.remote.has(folder)
         return False
 
@@ -57,11 +71,14 @@ class Store:
         """The finished artifact of a step, or None. What the remote store has is downloaded."""
         path = self.root / folder
         if not (path / ARTIFACT_FILE).is_file():
-            with _tolerant():
-                self._fetch(folder)
+            with self._tolerant():
+                if folder.rpartition("-")[0] in self.brief:
+                    path = self._read_of(folder) or path
+                elif not self.brief or self.remote is None or self.remote.has(folder):
+                    self._fetch(folder)
         if not (path / ARTIFACT_FILE).is_file():
             return None
-        artifact = read_artifact(path, sizes=True)
+        artifact = read_artifact(path, sizes=path.name == folder)
         if artifact.key != key:
             raise HarnessError(f"{path}: holds key {artifact.key}, wanted {key}; remove this folder and run again")
         return artifact
@@ -70,12 +87,27 @@ class Store:
         """An artifact that a step reads, with those that its recordings lie in."""
         path = self.root / folder
         if not (path / ARTIFACT_FILE).is_file() and not self._fetch(folder):
-            raise HarnessError(f"{path}: is gone, from the remote store too; run again")
+            raise self._gone(path)
         if self.remote is not None:
             for other in recordings_of(path):
                 if not (self.root / other / ARTIFACT_FILE).is_file():
                     self._fetch(other)
         return read_artifact(path, sizes=True)
+
+    def recording(self, held: Artifact, audio: str) -> Path:
+        """A recording of a set, to be read: of a corpus that only the remote store has, its file or shard comes alone.
+
+        audio: as the manifest of the set names it. Raises HarnessError if it is gone.
+        """
+        sharded = SHARDED.match(audio)
+        name = sharded["shard"] if sharded else audio
+        if (held.path / name).is_file():
+            return held.path / audio
+        outside = ELSEWHERE.fullmatch(name)
+        place = self._excerpt(outside["folder"], lambda other: other == outside["file"]) if outside else None
+        if place is None or outside is None or not (place / outside["file"]).is_file():
+            raise self._gone(held.path / name)
+        return place / audio.removeprefix(f"../{outside['folder']}/")
 
     def share(self, folders: Iterable[str]) -> None:
         """Upload those of the artifacts that are here and not in the remote store. Raises HarnessError."""
@@ -96,13 +128,48 @@ class Store:
             artifact = read_artifact(coming)
             if folder_name(artifact.stage, artifact.key) != folder:
                 raise HarnessError(
-                    f"{self.remote.url}/{folder}: holds '{artifact.stage}' with key {artifact.key}; "
-                    f"delete {self.remote.url}/{folder} and run again"
+                    f"{self.remote.place}/{folder}: holds '{artifact.stage}' with key {artifact.key}; "
+                    f"delete {self.remote.place}/{folder} and run again"
                 )
             _move(coming, final)
         finally:
             shutil.rmtree(coming, ignore_errors=True)
         return True
+
+    def _gone(self, path: Path) -> HarnessError:
+        return HarnessError(f"{path}: is gone{', from the remote store too' if self.remote else ''}; run again")
+
+    def _read_of(self, folder: str) -> Path | None:
+        if folder not in self._excerpts:
+            self._excerpts[folder] = self._excerpt(folder, lambda name: name.rpartition("/")[2] in READ)
+        return self._excerpts[folder]
+
+    def _excerpt(self, folder: str, wanted: Callable[[str], bool]) -> Path | None:
+        """A folder with some files of an artifact that stays in the remote store; None if that has none."""
+        if self.remote is None or (index := self.remote.index(folder)) is None:
+            return None
+        place, coming = self.partial(f"{folder}.of-{index.upload}"), self.partial(f"{folder}.in-{secrets.token_hex(8)}")
+        lacking = {name: item for name, item in index.files.items() if wanted(name) and not (place / name).is_file()}
+        try:
+            if lacking:
+                picked = index.model_copy(update={"files": lacking, "folders": []})
+                self.remote.download(folder, picked, into=coming)
+            for name in lacking:
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                (coming / name).replace(place / name)
+        finally:
+            shutil.rmtree(coming, ignore_errors=True)
+        return place
+
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """A remote store that is away for a while costs time, not a run: the step is done again, or sent at the end."""
+        try:
+            yield
+        except AwayError as error:
+            if self.brief:
+                raise
+            logging.getLogger(__name__).warning("%s", error)
 
     def partial(self, folder: str) -> Path:
         return self.root / ".partial" / folder
@@ -146,7 +213,7 @@ class Store:
             os.fsync(file.fileno())
         _move(out, final)
         shutil.rmtree(self.partial(folder), ignore_errors=True)
-        with _tolerant():
+        with self._tolerant():
             self.share([folder])
         return read_artifact(final)
 
@@ -163,6 +230,8 @@ def read_artifact(path: Path, *, sizes: bool = False) -> Artifact:
         files = {name: entry["sha256"] for name, entry in record["files"].items()}
         if not isinstance(record["meta"], dict):
             raise TypeError("its meta is no object")  # noqa: TRY301  # one place says what damage means
+        if not (isinstance(record["key"], str) and isinstance(record["stage"], str)):
+            raise TypeError("its key or its stage is no text")  # noqa: TRY301
         if sizes:
             _check_sizes(path, record["files"])
         return Artifact(record["key"], record["stage"], path, files, record["meta"])
@@ -180,7 +249,8 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _check_sizes(path: Path, files: Mapping[str, Any]) -> None:
     for name, entry in files.items():
-        size = (path / name).stat().st_size if (path / name).is_file() else None
+        # By os.path, for which a name that no file system takes is no error.
+        size = (path / name).stat().st_size if os.path.isfile(path / name) else None  # noqa: PTH113
         if size != entry["size"]:
             found = "is missing" if size is None else f"has {size} bytes, recorded are {entry['size']}"
             raise HarnessError(f"{path / name}: {found}; remove {path} and run again, or see: harness store verify")
@@ -218,15 +288,6 @@ def _adopted(scratch: Path) -> list[str]:
 def weigh(folder: Path) -> dict[str, int]:
     sizes = [item.stat().st_size for item in folder.rglob("*") if item.is_file()]
     return {"num_files": len(sizes), "size": sum(sizes)}
-
-
-@contextmanager
-def _tolerant() -> Iterator[None]:
-    """A remote store that is away for a while costs time, never a run: the step is done again, or sent at the end."""
-    try:
-        yield
-    except AwayError as error:
-        logging.getLogger(__name__).warning("%s", error)
 
 
 def _move(source: Path, final: Path) -> None:

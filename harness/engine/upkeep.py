@@ -59,6 +59,10 @@ class Waste:
     locked_by: str
     """The artifact whose lock its user would hold; empty if there is none."""
 
+    @property
+    def name(self) -> str:
+        return self.path.name
+
 
 def inventory(store: Store) -> list[Stored]:
     """All artifacts, by name of folder."""
@@ -105,7 +109,8 @@ def wasted(store: Store, stored: Iterable[Stored], *, kept: Collection[str], old
         resumable = folder in kept and not coming and not (store.root / folder).is_dir()
         if items and not resumable and time.time() - max(map(_modified_s, items)) > older_than_s:
             size = weigh(path)["size"]
-            found.append(Waste(path, f"left by a killed process: {path.name}", size, "" if coming else folder))
+            what = "read from the remote store" if coming[:3] == "of-" else "left by a killed process"
+            found.append(Waste(path, f"{what}: {path.name}", size, "" if coming else folder))
     return [item for item in found if not _is_locked(store, item)]
 
 

@@ -80,7 +80,8 @@ def _smoke(row: Row, store: Store) -> Clip:
     best = min(heard, key=_rank)
     heldout = _finished(row.scored.inputs["heldout"][0], store)
     (audio,) = {item.audio for item in read_manifest(heldout.path) if item.id == best["id"]}
-    return Clip(encode_wav(read_samples(heldout.path / audio)), text=best["hypothesis"], reference=best["reference"])
+    samples = read_samples(store.recording(heldout, audio))
+    return Clip(encode_wav(samples), text=best["hypothesis"], reference=best["reference"])
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, bool, float, str]:

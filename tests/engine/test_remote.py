@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import socket
 import subprocess
@@ -17,11 +16,12 @@ from harness.core.manifests import write_manifests
 from harness.core.records import Utterance
 from harness.engine import remote as module
 from harness.engine import worker
-from harness.engine.remote import Remote
+from harness.engine.remote import AwayError, Remote
 from harness.engine.store import ARTIFACT_FILE, Store
 from harness.engine.walk import job_of
 from harness.errors import HarnessError, MissingError, SuiteError
 from tests.boards import Finished, finished
+from tests.buckets import BUCKET, gs_server, keys, objects, put, s3_server, url_of
 from tests.conftest import ROOT
 
 if TYPE_CHECKING:
@@ -32,63 +32,29 @@ if TYPE_CHECKING:
 
 KEY = "ab" * 32
 FOLDER = "train-abababababababab"
-BUCKET = "team"
 PLAN = f"s3://{BUCKET}/plan"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Address of an S3 server with a bucket; this process may use it."""
-    import boto3
-    from moto.server import ThreadedMotoServer
+    with s3_server() as address:
+        yield address
 
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running.start()
-    host, port = running.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "someone",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        }.items():
-            patched.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield f"{host}:{port}"
-    running.stop()
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def bucket(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A kind of server and its address."""
+    if request.param == "s3":
+        yield "s3", request.getfixturevalue("server")
+        return
+    with gs_server() as address:
+        yield "gs", address
 
 
 @pytest.fixture
-def url(server: str, request: pytest.FixtureRequest) -> str:
+def url(bucket: tuple[str, str], tmp_path: Path) -> str:
     """A prefix of its own for each test."""
-    return f"s3://{BUCKET}/{request.node.name.replace('[', '-').replace(']', '')}"
-
-
-def objects(url: str) -> dict[str, bytes]:
-    """What lies there, by name behind the prefix; the bytes as they can be had without the project."""
-    import boto3
-
-    _, _, bucket, prefix = url.split("/", 3)
-    client = boto3.client("s3")
-    return {name: client.get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read() for name in keys(url)}
-
-
-def keys(url: str) -> list[str]:
-    """Up to a thousand."""
-    import boto3
-
-    _, _, bucket, prefix = url.split("/", 3)
-    listed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
-    return [item["Key"].removeprefix(f"{prefix}/") for item in listed]
-
-
-def put(url: str, name: str, content: bytes) -> None:
-    import boto3
-
-    _, _, bucket, prefix = url.split("/", 3)
-    boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=content)
+    return url_of(*bucket, tmp_path.name)
 
 
 def publish(store: Store, *, text: str = "weights", adopted: dict[str, str] | None = None) -> Artifact:
@@ -117,11 +83,11 @@ def stores(tmp_path: Path, url: str) -> tuple[Store, Store]:
 
 
 @pytest.mark.parametrize("adopted", [None, {}, {"00000.tar": "clips", "00001.tar": "more"}])
-@pytest.mark.parametrize("place", ["s3", "file", "memory"])
+@pytest.mark.parametrize("place", ["bucket", "file", "memory"])
 def test_what_one_machine_publishes_another_finds(
     tmp_path: Path, url: str, place: str, adopted: dict[str, str] | None
 ) -> None:
-    there = {"s3": url, "file": (tmp_path / "shared").as_uri(), "memory": f"memory://{tmp_path.name}"}[place]
+    there = {"bucket": url, "file": (tmp_path / "shared").as_uri(), "memory": f"memory://{tmp_path.name}"}[place]
     one, two = stores(tmp_path, there)
     Remote(there).check()
     assert two.find(FOLDER, key=KEY) is None
@@ -169,12 +135,22 @@ from harness.engine.remote import Remote
 from harness.engine.store import Store
 Store(Path(sys.argv[1]), remote=Remote(sys.argv[2])).share([sys.argv[3]])
 """
+SLOWLY = """
+import time
+from harness.engine.remote import Remote
+upload = Remote._upload
+def wait(*arguments, **named):
+    time.sleep(0.2)
+    return upload(*arguments, **named)
+Remote._upload = wait
+"""
+"""What comes before it, so that nobody is quick enough to finish."""
 
 
 def test_a_killed_upload_leaves_nothing_that_can_be_seen(tmp_path: Path, url: str) -> None:
     one = Store(tmp_path / "one")
     published = publish(one, adopted={f"{number}.tar": "x" * 1000 for number in range(60)})
-    process = subprocess.Popen([sys.executable, "-c", SHARE, str(one.root), url, FOLDER], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", SLOWLY + SHARE, str(one.root), url, FOLDER], cwd=ROOT)
     while len(names := keys(url)) < 3:
         assert process.poll() is None, "it ended before it could be killed"
     process.kill()
@@ -224,24 +200,19 @@ def test_two_that_download_at_once_end_with_one_artifact(tmp_path: Path, url: st
         ("audio/a.tar", "gone"),
     ],
 )
-def test_a_damaged_object_is_refused_by_name(tmp_path: Path, server: str, name: str, harm: str) -> None:
-    url = f"s3://{BUCKET}/damaged/{tmp_path.name}"
+def test_a_damaged_object_is_refused_by_name(tmp_path: Path, url: str, name: str, harm: str) -> None:
     one, two = stores(tmp_path, url)
     publish(one, adopted={"a.tar": "recordings"})
     (victim,) = (item for item in objects(url) if item.endswith(name) and item.count("/") >= 2)
     held = objects(url)[victim]
-    if harm == "gone":
-        import boto3
-
-        boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"damaged/{tmp_path.name}/{victim}")
-    else:
-        flipped = bytes([held[0] ^ 1]) + held[1:]
-        put(url, victim, {"flip": flipped, "cut": held[:-1], "longer": held + b"x" * 100}[harm])
+    flipped = bytes([held[0] ^ 1]) + held[1:]
+    put(url, victim, {"flip": flipped, "cut": held[:-1], "longer": held + b"x" * 100, "gone": None}[harm])
     with pytest.raises(HarnessError) as refused:
         two.find(FOLDER, key=KEY)
-    assert f"{url}/{victim}: " in str(refused.value)
+    place = url.partition("?")[0]
+    assert f"{place}/{victim}: " in str(refused.value)
     assert ("is gone" if harm == "gone" else "is damaged: its index says ") in str(refused.value)
-    assert str(refused.value).endswith(f"delete {url}/{FOLDER} and run again")
+    assert str(refused.value).endswith(f"delete {place}/{FOLDER} and run again")
     assert not (two.root / FOLDER).exists()
     assert list((two.root / ".partial").iterdir()) == []
 
@@ -262,9 +233,13 @@ LISTED = {"size": 1, "sha256": "0" * 64}
         ({"upload": "../../other"}, "should match pattern"),
         ({"files": {"a": {"size": -1, "sha256": "0" * 64}}}, "greater than or equal to 0"),
         ({"files": {"a": {"size": 1, "sha256": "x"}}}, "should match pattern"),
+        ({"folders": ["a" * 300]}, r"shared/train-.*/a+: cannot be written here \(.+\)$"),
+        ({"folders": ["a" * 9000]}, "^.{,600}$"),
+        ({"folders": [ARTIFACT_FILE]}, r"artifact\.json: cannot be written here \("),
+        ({"files": {"a": LISTED}}, "it names no artifact.json, the record of what was done"),
         ({"schema": 2}, "Input should be 1"),
         (
-            {"files": {"a": {"size": 10**18, "sha256": "0" * 64}}},
+            {"files": {ARTIFACT_FILE: {"size": 10**18, "sha256": "0" * 64}}},
             "has 1,000,000,000,000,000,000 bytes, and .* are free",
         ),
     ],
@@ -307,6 +282,17 @@ def test_an_artifact_in_the_place_of_another(tmp_path: Path, url: str) -> None:
         Store(tmp_path / "two", remote=Remote(url)).find("train-cdcdcdcdcdcdcdcd", key="cd" * 32)
 
 
+@pytest.mark.parametrize(("name", "value"), [("key", None), ("key", 1.5), ("stage", {})])
+def test_a_record_that_does_not_say_what_it_is_of(tmp_path: Path, name: str, value: object) -> None:
+    url = (tmp_path / "shared").as_uri()
+    published = publish(Store(tmp_path / "one"))
+    path = published.path / ARTIFACT_FILE
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {name: value}), encoding="utf-8")
+    Remote(url).send(FOLDER, source=published.path, hashes={})
+    with pytest.raises(HarnessError, match=r"artifact\.json: cannot be read \(its key or its stage is no text\)"):
+        Store(tmp_path / "two", remote=Remote(url)).find(FOLDER, key=KEY)
+
+
 def test_what_was_damaged_here_is_not_sent(tmp_path: Path, url: str) -> None:
     published = publish(Store(tmp_path / "one"))
     (published.path / "empty").write_text("no more", encoding="utf-8")
@@ -332,6 +318,11 @@ def test_a_server_that_goes_away_costs_no_work(
     assert not away.has("train-0000000000000000", key="0" * 64)
     with pytest.raises(HarnessError, match="cannot be read"):
         away.bring("train-0000000000000000")
+    # A board must not show less of it.
+    brief = Store(tmp_path / "two", remote=away.remote, brief={"export"})
+    for call in (brief.find, brief.has):
+        with pytest.raises(AwayError, match="cannot be read"):
+            call("train-0000000000000000", key="0" * 64)
 
 
 def test_recordings_come_with_the_set_that_names_them(tmp_path: Path, url: str) -> None:
@@ -357,6 +348,62 @@ def test_recordings_come_with_the_set_that_names_them(tmp_path: Path, url: str) 
     assert not (two.root / other).exists()
     with pytest.raises(HarnessError, match=r"train-.*: is gone, from the remote store too; run again"):
         two.bring(FOLDER)
+
+
+def test_a_recording_comes_alone(tmp_path: Path, url: str) -> None:
+    one, two = stores(tmp_path, url)
+    corpus, chosen = "prepare-1111111111111111", "select-3333333333333333"
+    work = one.open(corpus)
+    (work.path / "audio").mkdir()
+    for name in ("1.wav", "2.wav", "audio/00001.tar"):
+        (work.path / name).write_text(f"in {name}", encoding="utf-8")
+    one.publish(corpus, key="1" * 64, stage="prepare", meta={}, about={})
+    work = one.open(chosen)
+    (work.path / "own.wav").write_text("own", encoding="utf-8")
+    one.publish(chosen, key="3" * 64, stage="select", meta={}, about={})
+    held = two.find(chosen, key="3" * 64)
+    assert held is not None
+    assert two.recording(held, "own.wav") == held.path / "own.wav"
+    for _ in range(2):
+        assert two.recording(held, f"../{corpus}/1.wav").read_text("utf-8") == "in 1.wav"
+    member = two.recording(held, f"../{corpus}/audio/00001.tar/a.flac@1+2")
+    assert (member.name, member.parent.read_text("utf-8")) == ("a.flac@1+2", "in audio/00001.tar")
+    assert list(two.root.rglob("2.wav")) == []
+    assert two.find(corpus, key="1" * 64) is not None, "what came alone is not taken for all of it"
+    assert two.recording(held, f"../{corpus}/2.wav") == held.path / f"../{corpus}/2.wav"
+    for name in (f"../{corpus}/3.wav", "../prepare-9999999999999999/1.wav", "../../../etc/nothing", "gone.wav"):
+        with pytest.raises(HarnessError, match=r": is gone, from the remote store too; run again"):
+            two.recording(held, name)
+        with pytest.raises(HarnessError, match=r": is gone; run again"):
+            Store(two.root).recording(held, name)
+
+
+def test_of_some_stages_next_to_nothing_is_downloaded(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = stores(tmp_path, url)
+    published = publish(one)
+    brief = Store(two.root, remote=two.remote, brief={"train"})
+    found = brief.find(FOLDER, key=KEY)
+    assert found is not None
+    assert (found.key, found.files, found.meta) == (published.key, published.files, published.meta)
+    assert content(found.path).keys() == {ARTIFACT_FILE}
+    assert not (two.root / FOLDER).exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(Remote, "download", lambda *_, **__: pytest.fail("it is here already"))
+        assert brief.find(FOLDER, key=KEY) == found
+    assert one.remote is not None
+    one.remote.send(FOLDER, source=published.path, hashes={})
+    brief = Store(two.root, remote=two.remote, brief={"train"})
+    again = brief.find(FOLDER, key=KEY)
+    assert again is not None
+    assert again.path != found.path, "another upload may have other files"
+    assert brief.find("train-0000000000000000", key="0" * 64) is None
+    with pytest.raises(HarnessError, match=f"holds key {KEY}, wanted {'0' * 64}"):
+        brief.find(FOLDER, key="0" * 64)
+    whole = two.find(FOLDER, key=KEY)
+    assert whole is not None
+    assert brief.find(FOLDER, key=KEY) == whole
 
 
 @pytest.mark.parametrize(

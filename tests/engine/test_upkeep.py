@@ -123,6 +123,8 @@ def test_what_a_process_has_locked_stays(store: Store) -> None:
         (f"{folder('train')}.in-0123", True, True, True),
         (f"{folder('train')}.in-0123", False, False, False),
         (f"{folder('train')}.out-0123", True, True, True),
+        (f"{folder('train')}.of-0123", True, True, True),
+        (f"{folder('train')}.of-0123", False, False, False),
     ],
 )
 def test_leftovers_of_killed_processes(store: Store, name: str, *, old: bool, kept: bool, goes: bool) -> None:
