@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 from harness.core.records import Utterance
+from harness.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 SAMPLE_RATE_HZ = 16_000
 UTTERANCES_FILE = "utterances.parquet"
@@ -119,11 +122,15 @@ def write_manifests(folder: Path, utterances: Iterable[Utterance]) -> None:
 
 def iterate_utterances(folder: Path, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The utterances of a folder that this module wrote, in batches of columns; of all columns if none are named."""
-    import pyarrow.parquet as pq
-
     if (folder / UTTERANCES_FILE).is_file():
-        with pq.ParquetFile(folder / UTTERANCES_FILE) as file:
-            yield from file.iter_batches(BATCH, columns=None if columns is None else list(columns))
+        with _opened(folder) as file:
+            names = list(file.schema_arrow.names if columns is None else columns)
+            for field in map(utterance_schema().field, names):
+                if file.schema_arrow.field(field.name).type != field.type:
+                    raise TypeError(f"its column '{field.name}' is not {field.type}")
+            for batch in file.iter_batches(BATCH, columns=names):
+                batch.validate(full=True)  # texts that are no UTF-8
+                yield batch
         return
     # Schema 1 of the store had JSON lines only.
     rows = read_jsonl(folder / NEMO_FILE)
@@ -132,12 +139,23 @@ def iterate_utterances(folder: Path, *, columns: Sequence[str] | None = None) ->
         yield from (table if columns is None else table.select(list(columns))).to_batches()
 
 
-def count_utterances(folder: Path) -> int:
-    """How many utterances a folder lists, without reading them."""
+@contextmanager
+def _opened(folder: Path) -> Iterator[pq.ParquetFile]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = folder / UTTERANCES_FILE
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); remove {folder} and run again") from error
+
+
+def count_utterances(folder: Path) -> int:
+    """How many utterances a folder lists, without reading them."""
     if (folder / UTTERANCES_FILE).is_file():
-        with pq.ParquetFile(folder / UTTERANCES_FILE) as file:
+        with _opened(folder) as file:
             return int(file.metadata.num_rows)
     return sum(1 for _ in read_jsonl(folder / NEMO_FILE))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from harness.core.artifact import Resources
+from harness.core.files import beside, parse_json
 from harness.data.archives import Member
 from harness.data.corpus import CorpusSpec
 from harness.data.index import Refusal, Row
@@ -18,9 +18,8 @@ from harness.errors import DataError, MissingError, first_line
 from harness.suite.wording import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    import datasets
     import pyarrow as pa
 
     from harness.core.artifact import Inputs, Work
@@ -38,8 +37,11 @@ USUAL = {"validation": "dev", "valid": "dev", "val": "dev", "eval": "dev"}
 """How the hub calls splits → how a suite does."""
 SPLIT_FILE = re.compile(r"(?P<split>train|validation|valid|val|dev|test)(?![a-z])")
 """How the name of a Parquet file tells its split: `train-00000-of-00002.parquet`."""
-SAVED = ("dataset_dict.json", "state.json")
+SAVED, STATE = "dataset_dict.json", "state.json"
 """What `save_to_disk` leaves, of several splits or of one."""
+NAME = re.compile(r"\w[\w.-]*")
+ROWS = 100
+"""Of Parquet that are in memory at once: recordings."""
 
 
 class Spec(CorpusSpec):
@@ -106,20 +108,20 @@ class HubCorpus:
 
     folder: Path | None = None
 
-    def __init__(self, spec: Spec, splits: Mapping[str, datasets.Dataset]) -> None:
+    def __init__(self, spec: Spec, splits: Mapping[str, pa.Table]) -> None:
         """Raises DataError if a column is not there or holds something else."""
         self.spec = spec
         self.splits = list(splits)
-        self._tables = [item.with_format("arrow") for item in splits.values()]
+        self._tables = list(splits.values())
         self._roots = _roots(spec)
         for split, table in zip(self.splits, self._tables, strict=True):
-            _refuse_columns(spec, split=split, schema=table.data.schema)
+            _refuse_columns(spec, split=split, schema=table.schema)
 
     def members(self, number: int) -> Iterator[Member]:
         """Where the recordings of a split are, with their sizes in bytes."""
         import pyarrow.compute as pc
 
-        column = self._tables[number].data.column(self.spec.audio)
+        column = self._tables[number].column(self.spec.audio)
         position = 0
         for chunk in column.chunks:
             for size in pc.binary_length(_bytes_of(chunk)).to_pylist():
@@ -132,7 +134,7 @@ class HubCorpus:
         line = 0
         for split, table in zip(self.splits, self._tables, strict=True):
             position = 0
-            for batch in table.select_columns(wanted).iter(BATCH):
+            for batch in table.select(wanted).to_batches(BATCH):
                 for values in batch.to_pylist():
                     line += 1
                     yield self._row(values, line=line, name=_name(split, position), split=split)
@@ -140,11 +142,8 @@ class HubCorpus:
 
     def contents(self, part: Sequence[tuple[Row, Place]]) -> list[tuple[Content, str | Content]]:
         """All rows of a part are of one split."""
-        number = part[0][1].number
-        batch: pa.Table = self._tables[number or 0].select_columns([self.spec.audio])[
-            [place.offset for _, place in part]
-        ]
-        values = batch.column(self.spec.audio).to_pylist()
+        column = self._tables[part[0][1].number or 0].column(self.spec.audio)
+        values = [column[place.offset].as_py() for _, place in part]
         return [(self._content(value), row.text or "") for (row, _), value in zip(part, values, strict=True)]
 
     def size_of(self, audio: str) -> int:
@@ -160,7 +159,9 @@ class HubCorpus:
 
     def recordings(self) -> Iterator[str]:
         return (
-            _name(split, n) for split, table in zip(self.splits, self._tables, strict=True) for n in range(len(table))
+            _name(split, n)
+            for split, table in zip(self.splits, self._tables, strict=True)
+            for n in range(table.num_rows)
         )
 
     def _row(self, values: Mapping[str, Any], *, line: int, name: str, split: str) -> Row | Refusal:
@@ -212,6 +213,9 @@ def _refuse_columns(spec: Spec, *, split: str, schema: pa.Schema) -> None:
     def is_text(kind: pa.DataType) -> bool:
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
+    def is_number(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
+
     where = f"{spec.id or spec.path}, split {split}"
     named = {"audio": spec.audio, "text": spec.text, "speaker": spec.speaker, "duration": spec.duration}
     for field, column in [*named.items(), *(("tags", column) for column in spec.tags)]:
@@ -220,11 +224,13 @@ def _refuse_columns(spec: Spec, *, split: str, schema: pa.Schema) -> None:
             raise DataError(f"{where}: no column '{column}' for `{field}`{hint} (it has: {', '.join(schema.names)})")
     if not is_audio(schema.field(spec.audio).type):
         raise DataError(f"{where}: column '{spec.audio}' holds {schema.field(spec.audio).type}, not recordings")
+    if spec.duration is not None and not is_number(schema.field(spec.duration).type):
+        raise DataError(f"{where}: column '{spec.duration}' holds {schema.field(spec.duration).type}, not seconds")
     if not is_text(schema.field(spec.text).type):
         raise DataError(f"{where}: column '{spec.text}' holds {schema.field(spec.text).type}, not texts")
 
 
-def _chosen(spec: Spec, loaded: Mapping[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+def _chosen(spec: Spec, loaded: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     """The wanted splits, under the names that the suite gives them."""
     lacking = [name for name in spec.splits.values() if name not in loaded]
     if lacking:
@@ -248,22 +254,77 @@ def _roots(spec: Spec) -> list[Path]:
     return [Path(constants.HF_HUB_CACHE).resolve(), Path(datasets.config.HF_DATASETS_CACHE).resolve()]
 
 
-def _from_disk(spec: Spec, *, scratch: Path) -> Mapping[str, datasets.Dataset]:
-    import datasets
+def _from_disk(spec: Spec, *, scratch: Path) -> dict[str, pa.Table]:
+    """Split → its rows. Read without `datasets`, which follows whatever paths the files name."""
+    import pyarrow as pa
 
     path = Path(spec.path)
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder; `path` must name a saved dataset, or Parquet files")
-    saved = any((path / name).is_file() for name in SAVED)
-    files = {} if saved else _parquet_files(path)
     try:
-        if not saved:
-            # The copy that it makes, in Arrow's form, goes with the scratch folder.
-            return dict(datasets.load_dataset("parquet", data_files=files, cache_dir=str(scratch / "datasets")))
-        loaded = datasets.load_from_disk(path)
-    except Exception as error:
+        if (path / SAVED).is_file():
+            splits = _plain(_json(path / SAVED)["splits"])
+            return {split: _saved(path / split)[1] for split in splits}
+        if (path / STATE).is_file():
+            return dict([_saved(path)])
+        return {
+            split: _as_arrow(files, copy=scratch / f"{number}.arrow")
+            for number, (split, files) in enumerate(_parquet_files(path).items())
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); save or fetch the dataset again") from error
-    return loaded if isinstance(loaded, Mapping) else {str(loaded.split or "train"): loaded}
+
+
+def _saved(folder: Path) -> tuple[str, pa.Table]:
+    """What `save_to_disk` has left of one split, and what it calls it."""
+    import pyarrow as pa
+
+    state = _json(folder / STATE)
+    names = _plain([file["filename"] for file in state["_data_files"]])
+    return _plain([state["_split"] or "train"])[0], pa.concat_tables([_mapped(folder / name) for name in names])
+
+
+def _json(path: Path) -> Any:
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def _plain(names: list[str]) -> list[str]:
+    """Names of splits or files. Raises ValueError for a path."""
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"it names {name!r:.100}, which is no plain name")
+    return names
+
+
+def _mapped(path: Path) -> pa.Table:
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_stream(file).read_all()
+    # Offsets that point beyond the file would end the process.
+    table.validate(full=True)
+    return table
+
+
+def _as_arrow(files: list[str], *, copy: Path) -> pa.Table:
+    """The rows of Parquet files as one Arrow file, which need not fit into memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if copy.is_file():
+        return _mapped(copy)
+    with pq.ParquetFile(files[0]) as first:
+        schema = first.schema_arrow.remove_metadata()
+    with pa.OSFile(str(beside(copy)), "wb") as target, pa.ipc.new_stream(target, schema) as writer:
+        for name in files:
+            with pq.ParquetFile(name) as file:
+                num_rows, num_bytes = file.metadata.num_rows, Path(name).stat().st_size
+                if num_rows > num_bytes:
+                    raise ValueError(f"{Path(name).name} claims {num_rows} rows in {num_bytes} bytes")
+                for batch in file.iter_batches(ROWS):
+                    writer.write_batch(batch.cast(schema))
+    beside(copy).replace(copy)
+    return _mapped(copy)
 
 
 def _parquet_files(path: Path) -> dict[str, list[str]]:
@@ -281,7 +342,7 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
     return by_split
 
 
-def _from_hub(name: str, *, spec: Spec) -> tuple[Mapping[str, datasets.Dataset], str | None]:
+def _from_hub(name: str, *, spec: Spec) -> tuple[dict[str, pa.Table], str | None]:
     """All splits, and the commit that they are of, where the hub could be asked."""
     from huggingface_hub import HfApi, errors
 
@@ -312,7 +373,7 @@ def _from_hub(name: str, *, spec: Spec) -> tuple[Mapping[str, datasets.Dataset],
         if "gated dataset" in str(error):
             raise _gated(name) from error
         raise DataError(f"{name}: cannot be loaded: {first_line(error)}{_advice(error)}") from error
-    return dict(loaded), revision
+    return {split: item.data.table for split, item in loaded.items()}, revision
 
 
 def _gated(name: str) -> MissingError:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.core.artifact import Resources
+from harness.core.whisper_folder import read_model
 from harness.errors import ExportError
+from harness.export.checkpoint import read_json
 from harness.export.onnx_graph import OPSET, Precision
 from harness.suite.spec import ExportSpec, OneOrMore
 
@@ -132,18 +134,14 @@ def _name(graph: str, precision: Precision) -> str:
 
 def _load(source: Path) -> WhisperForConditionalGeneration:
     """The checkpoint in float32, whatever it was saved in."""
-    import torch
-    from transformers import WhisperForConditionalGeneration
-
     missing = [name for name in REQUIRED if not (source / name).is_file()]
     if missing:
         raise ExportError(f"{source}: no {', '.join(missing)}; a Hugging Face folder of a Whisper model has them")
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "config.json")
     for name, wanted in (("model_type", "whisper"), ("activation_function", "gelu")):
         if config.get(name) != wanted:
             raise ExportError(f"{source / 'config.json'}: {name} is {config.get(name)!r}, only {wanted!r} is exported")
-    model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32, local_files_only=True)
-    return model.eval()
+    return read_model(source).eval()
 
 
 def _write_graphs(model: WhisperForConditionalGeneration, folder: Path, *, precision: Precision) -> None:
@@ -171,9 +169,14 @@ def _write_vocabulary(source: Path, folder: Path) -> None:
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = tokenizer["model"]["vocab"]
-    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"] if token["content"] not in vocabulary}
+    path = source / "tokenizer.json"
+    tokenizer = read_json(path)
+    try:
+        vocabulary = tokenizer["model"]["vocab"]
+        tokens = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+        added = {text: number for text, number in tokens.items() if text not in vocabulary}
+    except (KeyError, TypeError) as error:
+        raise ExportError(f"{path}: is no tokenizer ({error!r}); take the base model's") from error
     for name, tokens in (("vocab.json", vocabulary), ("added_tokens.json", added)):
         (folder / name).write_text(json.dumps(tokens, ensure_ascii=False), encoding="utf-8")
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from harness.core.artifact import Resources
 from harness.core.manifests import SAMPLE_RATE_HZ
+from harness.core.whisper_folder import read_model, read_processor
 from harness.errors import ExportError
 from harness.score.chunks import WINDOW_S, split
 from harness.score.processor import describe_cpu, describe_gpu, physical_cores, torch_device
@@ -121,11 +122,9 @@ def load(folder: Path, *, device: Literal["cpu", "cuda"], threads: int, language
     Raises ExportError for a model that does not know the language.
     """
     import torch
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     torch.set_num_threads(threads)
-    processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
-    model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    processor, model = read_processor(folder), read_model(folder)
     settings = model.generation_config
     if f"<|{language}|>" not in getattr(settings, "lang_to_id", {}):
         raise ExportError(

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import harness.suite.spec
 from harness.core.files import link_or_copy, parse_json
+from harness.core.ggml_file import most
+from harness.core.whisper_folder import SIZES
 from harness.errors import DataError, MissingError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from harness.core.artifact import Inputs, Work
 
@@ -32,6 +34,13 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.model")
 """What is taken of a repository: never a pickle."""
+SETTINGS = {
+    *(CONFIG_FILE, INDEX_FILE),
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    "normalizer.json",
+}
+"""What belongs to a Whisper beside its weights. Not `adapter_config.json`, which transformers would act upon."""
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_TIMEOUT_S = 5.0
@@ -178,8 +187,9 @@ def fault(folder: Path) -> str | None:
     if not (folder / CONFIG_FILE).is_file():
         return f"{CONFIG_FILE} is missing"
     try:
-        if not isinstance(parse_json((folder / CONFIG_FILE).read_text(encoding="utf-8")), dict):
-            raise DataError(f"{CONFIG_FILE} holds no JSON object")  # noqa: TRY301  # one place says what damage means
+        for name in sorted(SETTINGS):
+            if name.endswith(".json") and (folder / name).is_file():
+                _object(folder / name)
         shards = _weights(folder)
         if not shards:
             pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
@@ -224,13 +234,35 @@ def _check_whisper(folder: Path, *, base: str) -> None:
             f"base: {base} is a model of type {found!r}, not a Whisper; take one such as openai/whisper-base, "
             "or another `kind:`"
         )
+    if config.get("quantization_config") is not None:
+        raise DataError(f"base: {base} is quantised, which cannot be trained; take it in float32 or float16")
+    _check_sizes(config, folder=folder, base=base)
     vocab_size = config.get("vocab_size", MULTILINGUAL_VOCABULARY)
-    if not isinstance(vocab_size, int):
-        raise DataError(f"base: {base}: its {CONFIG_FILE} has vocab_size {vocab_size!r}, not a number; fetch it again")
     if vocab_size < MULTILINGUAL_VOCABULARY:
         raise DataError(
             f"base: {base} has {vocab_size} tokens, a Whisper that knows other languages than English at least "
             f"{MULTILINGUAL_VOCABULARY}; take a multilingual one such as openai/whisper-base"
+        )
+
+
+def _check_sizes(config: Mapping[str, Any], *, folder: Path, base: str) -> None:
+    """Refuse a config that would have memory taken for more than there are weights."""
+    for name in SIZES:
+        value = config.get(name, 1)
+        if not isinstance(value, int) or not 0 < value <= most(name):
+            raise DataError(
+                f"base: {base}: its {CONFIG_FILE} has {name} {value!r}, expected a whole number from 1 to "
+                f"{most(name)}; fetch it again"
+            )
+    vocabulary, heard, written, *layers = (config.get(name, 0) for name in SIZES[:7])
+    encoder, decoder, encoder_ffn, decoder_ffn = layers
+    width = config.get("d_model", 0)
+    least = width * (vocabulary + heard + written + 2 * encoder * encoder_ffn + 2 * decoder * decoder_ffn)
+    least += width**2 * (4 * encoder + 8 * decoder)
+    held = sum(num_parameters(path) for path in _weights(folder))
+    if least > held:
+        raise DataError(
+            f"base: {base}: its {CONFIG_FILE} describes at least {least} weights, its files hold {held}; fetch it again"
         )
 
 
@@ -245,8 +277,7 @@ def _weights(folder: Path) -> list[Path]:
         return [folder / WEIGHTS_FILE]
     if not (folder / INDEX_FILE).is_file():
         return []
-    index = parse_json((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    named = index.get("weight_map") if isinstance(index, dict) else None
+    named = _object(folder / INDEX_FILE).get("weight_map")
     if not isinstance(named, dict):
         raise DataError(f"{INDEX_FILE} has no `weight_map` from tensors to files")
     names = named.values()
@@ -256,13 +287,20 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names))]
 
 
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path.name} is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path.name} holds no JSON object")
+    return value
+
+
 def _wanted(folder: Path) -> Iterator[Path]:
     """The model's files: settings, tokenizer, weights; not what else lies beside them, such as other precisions."""
-    weights = _weights(folder)
-    yield from weights
-    for path in folder.iterdir():
-        if path.is_file() and path.suffix != ".safetensors" and any(path.match(pattern) for pattern in PATTERNS):
-            yield path
+    yield from _weights(folder)
+    yield from (path for path in folder.iterdir() if path.name in SETTINGS and path.is_file())
 
 
 def _from_cache(base: str, *, revision: str) -> Path:

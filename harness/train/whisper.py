@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from harness.core.artifact import Resources
 from harness.core.manifests import write_jsonl
+from harness.core.whisper_folder import read_model, read_processor
 from harness.suite.model import ModelSpec, TrainingSpec
 from harness.train import lora, micro_batch, ranks, vram, weights
 from harness.train.augmentation import Augmentation, augmenter
@@ -190,7 +191,6 @@ def _train(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     """Train, as the only process or as one rank; the first rank alone writes, and returns the meta."""
     import torch
     import transformers
-    from transformers import WhisperProcessor
 
     from harness.train import examples
 
@@ -199,7 +199,7 @@ def _train(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
         # A CPU adds the gradients of one position from several threads in any order: no two runs would end alike.
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
     base = inputs["base"][0].path / "model"
-    processor = WhisperProcessor.from_pretrained(base)
+    processor = read_processor(base)
     reading = {"policy": spec.text, "tokenizer": processor.tokenizer, "cache": work.scratch / "cache"}
     reading["max_tokens"] = examples.text_context(base)
     train_clips, dev_clips = (
@@ -306,12 +306,8 @@ def _trainer(
 
 
 def _model(base: Path, spec: Training) -> Any:
-    import torch
-    from transformers import WhisperForConditionalGeneration
-
     changes = {**({"dropout": spec.dropout} if spec.dropout else {}), **(SPEC_AUGMENT if spec.spec_augment else {})}
-    # float32 said explicitly: fp16 checkpoints would load as fp16, and mixed precision cannot unscale fp16 gradients.
-    model = WhisperForConditionalGeneration.from_pretrained(base, dtype=torch.float32, use_safetensors=True, **changes)
+    model = read_model(base, **changes)
     model.generation_config.language = LANGUAGE
     model.generation_config.task = "transcribe"
     model.generation_config.forced_decoder_ids = None

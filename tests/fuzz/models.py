@@ -221,8 +221,11 @@ def base_indices() -> list[bytes]:
 
 
 def read_base(data: bytes, folder: Path, *, name: str) -> None:
-    files = {"config.json": base_configs()[0], "tokenizer.json": b"{}"}
-    if name == weights.INDEX_FILE:
+    # Without sizes, any weights go with it.
+    files = {"config.json": b'{"model_type": "whisper"}', "tokenizer.json": b"{}"}
+    if name == "config.json":
+        files |= whisper()
+    elif name == weights.INDEX_FILE:
         files |= {f"model-0000{n}-of-00002.safetensors": content for n, content in enumerate(base_weights(), start=1)}
     else:
         files[weights.WEIGHTS_FILE] = base_weights()[0]
@@ -272,7 +275,7 @@ TARGETS = (
     Target("onnx-tokens", added_tokens, read_added_tokens, weight=0.3, refuses_seeds=True),
     Target("nemo", nemo_files, read_nemo, weight=1.5, mend=mend_tar, places=headers),
     Target("nemo-config", nemo_configs, read_nemo_config, weight=1.5),
-    Target("nemo-weights", parakeets, read_parakeet, weight=0.1, mend=mend_nemo, is_quick=False),
+    Target("nemo-weights", parakeets, read_parakeet, weight=0.15, mend=mend_nemo, is_quick=False),
     Target("base-config", base_configs, partial(read_base, name="config.json"), weight=0.7),
     Target("base-weights", base_weights, partial(read_base, name=weights.WEIGHTS_FILE), weight=1.0, places=start),
     Target("base-index", base_indices, partial(read_base, name=weights.INDEX_FILE), weight=0.7),

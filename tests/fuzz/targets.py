@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.fuzz import corpora, models, records
+from tests.fuzz import checkpoints, corpora, hubs, models, records, remotes
 
-TARGETS = (*corpora.TARGETS, *models.TARGETS, *records.TARGETS)
+TARGETS = (*corpora.TARGETS, *hubs.TARGETS, *models.TARGETS, *checkpoints.TARGETS, *records.TARGETS, *remotes.TARGETS)

@@ -15,9 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pytest
 
+from harness.core.manifests import UTTERANCES_FILE
 from harness.core.nemo_file import check_nemo
+from harness.core.whisper_folder import read_model, read_processor
+from harness.data import hub
 from harness.data.archives import Forward, members
 from harness.data.audio import read_recording
 from harness.data.report import RefusedError
@@ -25,9 +29,9 @@ from harness.errors import HarnessError
 from harness.promote.bench import read_any
 from harness.train import weights
 from tests.conftest import ROOT
-from tests.fuzz import corpora, models, records
+from tests.fuzz import checkpoints, corpora, hubs, models, records, remotes
 from tests.fuzz.checksums import mend_tar
-from tests.fuzz.corpora import clip
+from tests.fuzz.corpora import clip, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +54,41 @@ def state(**changes: object) -> bytes:
 
 def tokenizer(**changes: object) -> bytes:
     return json.dumps(json.loads(models.tokenizers()[0]) | changes).encode()
+
+
+def whisper_config(**changes: object) -> bytes:
+    return json.dumps(json.loads(checkpoints.whole()["config.json"]) | changes).encode()
+
+
+def weights_without(name: str) -> bytes:
+    from safetensors.torch import load, save
+
+    return save({key: value for key, value in load(checkpoints.whole()[weights.WEIGHTS_FILE]).items() if key != name})
+
+
+def generation(**changes: object) -> bytes:
+    return json.dumps({**checkpoints.GENERATION, **changes}).encode()
+
+
+def tokenizer_config(**changes: object) -> bytes:
+    return json.dumps(json.loads(checkpoints.whole()["tokenizer_config.json"]) | changes).encode()
+
+
+def saved_state(**changes: object) -> bytes:
+    return json.dumps(json.loads(hubs.saved()[f"train/{hub.STATE}"]) | changes).encode()
+
+
+def beyond() -> bytes:
+    """A saved dataset whose second text begins far behind the file's end."""
+    data = bytearray(hubs.saved()[f"train/{hubs.SHARD}"])
+    ends = [len("".join(hubs.WORDS[:count]).encode()) for count in range(3)]
+    struct.pack_into("<i", data, data.index(struct.pack("<3i", *ends)) + 4, 0x7000_0000)
+    return bytes(data)
+
+
+def empty_rows() -> bytes:
+    count = 1 << 18
+    return hubs.parquet(pa.table({"audio": pa.nulls(count, hubs.STRUCT), "text": pa.nulls(count, pa.string())}))
 
 
 def nameless() -> bytes:
@@ -91,9 +130,9 @@ def with_name(name: bytes) -> bytes:
         (
             partial(models.read_base, name="config.json"),
             b'{"model_type": "whisper", "vocab_size": "x"}',
-            "has vocab_size 'x', not a number",
+            "has vocab_size 'x', expected a whole number from 1 to 65536",
         ),
-        (partial(models.read_base, name=weights.INDEX_FILE), b"[]", "has no `weight_map` from tensors to files"),
+        (partial(models.read_base, name=weights.INDEX_FILE), b"[]", "index.json holds no JSON object"),
         (partial(models.read_base, name=weights.INDEX_FILE), b'{"weight_map": null}', "has no `weight_map`"),
         (partial(models.read_whisper, name="tokenizer.json"), tokenizer(model=None), "is no tokenizer (TypeError"),
         (partial(models.read_whisper, name="tokenizer.json"), tokenizer(added_tokens=[{}]), "no tokenizer (KeyError"),
@@ -115,6 +154,61 @@ def with_name(name: bytes) -> bytes:
             "its meta is no object",
         ),
         (records.read_state, state(current=[1]), "current has no files"),
+        (partial(checkpoints.read_trained, name="generation_config.json"), b"{", "generation_config.json is no JSON"),
+        (partial(checkpoints.read_trained, name="generation_config.json"), generation(lang_to_id=True), "have lang_to"),
+        (partial(checkpoints.read_trained, name="generation_config.json"), generation(suppress_tokens=[-1]), "[-1]"),
+        (partial(checkpoints.read_trained, name="tokenizer_config.json"), tokenizer_config(gguf_file="x"), "gguf_file"),
+        (
+            partial(checkpoints.read_trained, name="tokenizer_config.json"),
+            tokenizer_config(model_max_length=[]),
+            "cannot be loaded as a Whisper (TypeError: ",
+        ),
+        (
+            partial(checkpoints.read_trained, name="config.json"),
+            whisper_config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+            "is quantised, which cannot be trained; take it in float32 or float16",
+        ),
+        (partial(checkpoints.read_trained, name="config.json"), whisper_config(dropout=2), "config has dropout 2"),
+        (partial(checkpoints.read_trained, name="config.json"), whisper_config(pad_token_id=-1), "pad_token_id -1"),
+        (
+            partial(checkpoints.read_trained, name="config.json"),
+            whisper_config(encoder_layers=128, d_model=1 << 16),
+            "its config.json describes at least 2237450747904 weights, its files hold 4",
+        ),
+        (
+            partial(checkpoints.read_trained, name=weights.WEIGHTS_FILE),
+            weights_without("model.encoder.layers.0.fc1.bias"),
+            "has no weights for model.encoder.layers.0.fc1.bias and 0 others",
+        ),
+        (partial(hubs.read_saved, name=f"train/{hubs.SHARD}"), beyond(), "out of bounds"),
+        (
+            partial(hubs.read_saved, name=f"train/{hub.STATE}"),
+            saved_state(_data_files=[{"filename": "../../x.arrow"}]),
+            "it names '../../x.arrow', which is no plain name",
+        ),
+        (partial(hubs.read_saved, name=hub.SAVED), b'{"splits": ["../x"]}', "'../x', which is no plain name"),
+        (hubs.read_parquet, empty_rows(), "train.parquet claims 262144 rows in "),
+        (
+            hubs.read_parquet,
+            hubs.parquet(hubs.changed(seconds=pa.array(hubs.WORDS))),
+            "column 'seconds' holds string, not seconds",
+        ),
+        (partial(remotes.read_object, name=UTTERANCES_FILE), b"PAR1", "utterances.parquet: cannot be read (ArrowInv"),
+        (
+            partial(remotes.read_object, name=UTTERANCES_FILE),
+            hubs.parquet(pa.table({"audio": [1]})),
+            "its column 'audio' is not string",
+        ),
+        (
+            partial(checkpoints.read_exported, name="tokenizer.json"),
+            checkpoints.whole()["tokenizer.json"].replace(b'"added_tokens"', b'"other_tokens"'),
+            "tokenizer.json: is no tokenizer (KeyError('added_tokens')",
+        ),
+        (
+            partial(remotes.read_object, name=UTTERANCES_FILE),
+            remotes.files()[UTTERANCES_FILE].replace(b"speaker", b"\xff" * 7),
+            "utterances.parquet: cannot be read (",
+        ),
         (records.read_zip, nameless(), "zip"),
         (records.read_zip, with_name(b"\xff\xff\xff"), "is no zip, or a damaged one (UnicodeDecodeError"),
     ],
@@ -130,6 +224,19 @@ def test_one_message_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("read_it", "data"),
     [
+        (partial(checkpoints.read_trained, name="config.json"), whisper_config(attn_implementation="somebody/kernels")),
+        (partial(checkpoints.read_trained, name="config.json"), whisper_config(num_labels=10**12, return_dict=False)),
+        (partial(checkpoints.read_trained, name="config.json"), whisper_config(output_hidden_states="x")),
+        (partial(checkpoints.read_trained, name="adapter_config.json"), b'{"peft_type": "LORA"}'),
+        (
+            partial(checkpoints.read_trained, name="generation_config.json"),
+            generation(num_beams=4, max_new_tokens=9**9),
+        ),
+        (partial(checkpoints.read_trained, name="processor_config.json"), b'{"feature_extractor": {"n_fft": 1e18}}'),
+        (
+            partial(hubs.read_saved, name="train/dataset_info.json"),
+            b'{"features": {"text": {"names_file": "/outside/secret", "_type": "ClassLabel"}}}',
+        ),
         (records.read_readings, DEEP),
         (records.read_runs, b'{"uri": "URI", "runs": {}, "models": {"logged": {}, "replaced": 1.5}}'),
         (records.read_runs, b'{"uri": "URI", "runs": {}, "models": 1.5}'),
@@ -140,6 +247,26 @@ def test_one_message_says_what_is_wrong(
 )
 def test_what_cannot_be_used_is_passed_over(tmp_path, read_it, data):
     read_it(data, tmp_path)
+
+
+def test_no_code_of_a_checkpoint_runs_and_no_pickle_is_opened(tmp_path, monkeypatch):
+    mapped = checkpoints.DIVERTING[0]
+    (tmp_path / "here").mkdir()
+    (tmp_path / "outside").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    told = {"config.json": whisper_config(**mapped), "tokenizer_config.json": tokenizer_config(**mapped)}
+    put(tmp_path / "base", checkpoints.whole() | told)
+    (tmp_path / "base" / "adapter_config.json").unlink()
+    read_processor(tmp_path / "base")
+    read_model(tmp_path / "base")
+    (tmp_path / "base" / weights.WEIGHTS_FILE).unlink()
+    with pytest.raises(HarnessError, match=r"no file named model\.safetensors"):
+        read_model(tmp_path / "base")
+    assert not any((tmp_path / "outside").iterdir())
+
+
+def test_a_sound_folder_of_several_files_is_taken_whole(tmp_path):
+    checkpoints.read_trained(checkpoints.shards()[0], tmp_path, name=weights.INDEX_FILE)
 
 
 def negative(kind: bytes = tarfile.REGTYPE) -> bytes:
