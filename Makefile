@@ -22,8 +22,10 @@ demo: $(STAMP)
 	$(BIN)/harness board $(SUITE)
 	$(BIN)/harness promote $(SUITE) --to results/quickstart/mimir
 
+# Tests of one file run one after the other, files side by side.
+TEST_JOBS ?= 2
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

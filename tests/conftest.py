@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,10 @@ from typing import NamedTuple
 import pytest
 
 from harness.core.artifact import Artifact, Work
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes side by side with a thread for every core each wait for one another: tests took ten times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 AELITA = ROOT / "suites" / "data" / "aelita"
