@@ -278,6 +278,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on loopback.")] = 5000) -> N
         return
     Path("mlruns").mkdir(exist_ok=True)
     out.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)", markup=False, highlight=False)
+    out.print("where it shows prompts and traces, choose 'Model training' at the top left", highlight=False)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     try:
         code = subprocess.run([*command, "--port", str(port), "--workers", "1"], check=False).returncode

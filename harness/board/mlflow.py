@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from harness.engine.search import Stopped
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Opens the pages on runs and charts; without it MLflow takes the experiment for one of prompts and traces."""
+"""Says that it is of trained models. MLflow's page may open on prompts and traces all the same, until it is told."""
 PARENT_TAG = "mlflow.parentRunId"
 STOPPED_TAG = "stopped_at_step"
 """Of a variant that a search has stopped."""

@@ -274,12 +274,6 @@ def recordings_of(path: Path) -> set[str]:
     return found
 
 
-def wall_s(path: Path) -> float | None:
-    """Seconds that the step took when it ran."""
-    seconds: float | None = read_record(path).get("wall_s")
-    return seconds
-
-
 def _adopted(scratch: Path) -> list[str]:
     marks = scratch / ADOPTED_FOLDER
     return sorted(item.name for item in marks.iterdir()) if marks.is_dir() else []

@@ -10,7 +10,7 @@ import pytest
 from filelock import Timeout
 
 from harness.engine import store as module
-from harness.engine.store import ARTIFACT_FILE, Store, read_artifact, wall_s
+from harness.engine.store import ARTIFACT_FILE, Store, read_artifact, read_record
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def test_published_and_found(store: Store) -> None:
         ("a.txt", hashlib.sha256("ä".encode()).hexdigest()),
         ("b/c.txt", hashlib.sha256(b"x").hexdigest()),
     ]
-    assert wall_s(published.path) == 2.5
+    assert read_record(published.path)["wall_s"] == 2.5
     assert not store.partial(FOLDER).exists()
 
 

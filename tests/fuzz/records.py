@@ -15,7 +15,7 @@ from harness import cli_promote
 from harness.board import devices, ledger
 from harness.board.mlflow import Projection
 from harness.core.ggml_file import HEADER, MAGIC
-from harness.engine.store import ARTIFACT_FILE, Store, wall_s
+from harness.engine.store import ARTIFACT_FILE, Store
 from harness.promote.history import PROMOTIONS_FILE
 from harness.promote.install import install, status
 from harness.promote.manifest import MANIFEST_FILE
@@ -153,7 +153,6 @@ def artifacts() -> list[bytes]:
 def read_artifact(data: bytes, folder: Path) -> None:
     put(folder / "store" / "train-a", {ARTIFACT_FILE: data, "m": b"m"})
     Store(folder / "store").find("train-a", key="a" * 64)
-    wall_s(folder / "store" / "train-a")
 
 
 # MLflow
