@@ -14,6 +14,7 @@ from harness.core.artifact import Artifact, Work
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes side by side with a thread for every core each wait for one another: tests took ten times as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("COLUMNS", None)  # of the terminal of the process above
 
 ROOT = Path(__file__).parent.parent
 AELITA = ROOT / "suites" / "data" / "aelita"
