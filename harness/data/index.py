@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from bisect import bisect_left
 from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
@@ -188,6 +189,19 @@ class Index:
     def num_rows(self) -> int:
         """Rows to be decoded."""
         return self._count("SELECT COUNT(*) FROM work")
+
+    def shares(self, of: int) -> list[range]:
+        """All parts, in as many ranges of about equal work: by seconds, bytes or rows, the first that all have."""
+        found = self._db.execute(
+            "SELECT COUNT(*), SUM(duration_s), COUNT(duration_s), SUM(work.size), COUNT(work.size) "
+            "FROM work JOIN row USING (line) GROUP BY part ORDER BY part"
+        ).fetchall()
+        with_seconds, with_bytes = (all(item[0] == item[known] for item in found) for known in (2, 4))
+        weights = [item[1] if with_seconds else item[3] if with_bytes else item[0] for item in found]
+        # A part belongs to the share that its middle lies in.
+        middles = [end - weight / 2 for end, weight in zip(accumulate(weights), weights, strict=True)]
+        ends = [bisect_left(middles, sum(weights) * number / of) for number in range(of)]
+        return [range(*pair) for pair in pairwise([*ends, len(weights)])]
 
     def num_rows_of(self, parts: range) -> int:
         """Rows of some parts. parts: one after the other."""

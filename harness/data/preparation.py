@@ -53,12 +53,6 @@ class Share:
     """It decodes this share, from 0; None: it lists the corpus."""
     of: int
 
-    def parts(self, num_parts: int) -> range:
-        """Those of its share, in the order of the archives: a compressed one must be read from its beginning."""
-        if self.number is None:
-            return range(0)
-        return range(num_parts * self.number // self.of, num_parts * (self.number + 1) // self.of)
-
 
 def open_index(inputs: Inputs, work: Work, *, share: Share | None) -> Index:
     """That of the step which has listed the corpus, or a new one."""
@@ -105,10 +99,14 @@ def prepare(
     if not index.complete:
         index.add_rows(rows())
         index.finish(in_folder=corpus.folder is not None, max_hours=spec.max_hours, size_of=corpus.size_of)
-    if share and share.number is None:
+    if share is None:
+        numbers = range(index.num_parts)
+    elif share.number is None:
         return {"num_recordings": index.num_rows, "num_parts": index.num_parts}
+    else:
+        # Ranges in the order of the archives: a compressed one must be read from its beginning.
+        numbers = index.shares(share.of)[share.number]
     _take(inputs.get(SHARES, ()), scratch=work.scratch)
-    numbers = share.parts(index.num_parts) if share else range(index.num_parts)
     decode_parts(index, numbers=numbers, corpus=corpus, storage=spec.storage, work=work)
     if share is None:
         return assemble(spec, index=index, work=work)

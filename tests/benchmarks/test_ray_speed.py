@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from harness.engine.walk import Executor, Outcome
 
 pytestmark = pytest.mark.timeout(1800)
-COPIES = 24
+COPIES = 40
 """So many times the Aelita clips, so that starting processes does not weigh; copies are dropped at the end."""
 NUM_STEPS = 10
+NICENESS = "RAY_worker_niceness"
+"""By default Ray's workers give way to everything else on the machine."""
 
 
 class Quiet:
@@ -46,7 +48,7 @@ class Quiet:
 def nodes(count: int) -> Iterator[str]:
     """The address of a cluster whose nodes have one CPU each."""
     with pytest.MonkeyPatch.context() as patched:
-        for name, value in {**LOOPBACK_ONLY, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}.items():
+        for name, value in {**LOOPBACK_ONLY, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", NICENESS: "0"}.items():
             patched.setenv(name, value)
         from ray.cluster_utils import Cluster
 

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.core.artifact import Artifact, Work
 from harness.core.manifests import read_manifest
 from harness.core.recordings import read_samples
 from harness.data import decoding, golos, hub, index, manifest, pieces, preparation
-from harness.data.preparation import LISTING, SHARES, Share
+from harness.data.archives import Member
+from harness.data.index import Index, Row
+from harness.data.preparation import LISTING, SHARES
 from harness.errors import DataError
 from tests.conftest import artifact
 from tests.corpora import build_golos
@@ -127,12 +131,25 @@ def test_a_killed_share_goes_on_at_its_last_part(tmp_path: Path, monkeypatch: py
     assert (decoded, meta) == ([2, 3], {"num_recordings": 8})
 
 
-def test_shares_are_ranges_that_hold_every_part_once() -> None:
-    for num_parts in (0, 1, 5, 64):
-        ranges = [Share(number, 7).parts(num_parts) for number in range(7)]
-        assert [part for item in ranges for part in item] == list(range(num_parts))
-        assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
-    assert not Share(None, 7).parts(64)
+@pytest.mark.parametrize("known", ["seconds", "bytes", "nothing"])
+@given(sizes=st.lists(st.integers(1, 5000), max_size=60), of=st.integers(1, 9))
+def test_shares_are_ranges_of_about_equal_work(tmp_path_factory: Any, known: str, sizes: list[int], of: int) -> None:
+    folder = tmp_path_factory.mktemp("index")
+    with Index(folder / "index.sqlite") as made:
+        if known == "bytes":
+            made.add_members([Member(f"{line}.wav", line, size) for line, size in enumerate(sizes)], place=0)
+        seconds = [size / 100 if known == "seconds" else None for size in sizes]
+        made.add_rows(Row(line, f"{line}.wav", "да", duration_s=value) for line, value in enumerate(seconds))
+        made.finish(in_folder=known != "bytes", max_hours=None, size_of=lambda _: 0)
+        found = made.shares(of)
+        weights = [
+            sum(1 if known == "nothing" else sizes[row.line] for row, _ in made.part(number))
+            for number in range(made.num_parts)
+        ]
+    assert len(found) == of
+    assert [part for item in found for part in item] == list(range(len(weights)))
+    for item in found:
+        assert abs(sum(weights[number] for number in item) - sum(weights) / of) <= max(weights, default=0) + 1e-6
 
 
 def test_another_kind_is_divided_in_the_same_way(tmp_path: Path) -> None:
