@@ -166,10 +166,10 @@ def _parts(index: Index, *, numbers: range, corpus: Corpus, storage: str, work: 
 
 def _decoded(parts: Iterator[Part | int], *, inline: bool) -> Iterator[int]:
     """The number of rows of each part, once it is done."""
-    if inline:
+    workers = int(os.environ.get(CPUS, "0")) or os.cpu_count() or 1
+    if inline or workers == 1:
         yield from (part if isinstance(part, int) else decode_part(part) for part in parts)
         return
-    workers = int(os.environ.get(CPUS, "0")) or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     running: deque[Future[int]] = deque()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start_process) as pool:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from harness.engine.walk import Executor, Outcome
 
 pytestmark = pytest.mark.timeout(1800)
-COPIES = 40
+COPIES = 32
 """So many times the Aelita clips, so that starting processes does not weigh; copies are dropped at the end."""
 NUM_STEPS = 10
 NICENESS = "RAY_worker_niceness"
@@ -100,7 +100,7 @@ def clips(tmp_path: Path) -> Path:
 
 def test_a_second_node_prepares_a_corpus_almost_twice_as_fast(benchmark: Any, clips: Path, tmp_path: Path) -> None:
     """At least 1.8 times, with the steps that list and join."""
-    steps = prepared(planned(tmp_path, ("kind: manifest,", "kind: manifest, tasks: 2, on_bad: skip,")))
+    steps = prepared(planned(tmp_path, ("kind: manifest,", "kind: manifest, tasks: 2, storage: shards, on_bad: skip,")))
     took: dict[int, float] = {}
     stores = {count: tmp_path / f"store-{count}" for count in (1, 2)}
 
