@@ -35,6 +35,8 @@ RETRIES = 3
 LOOPBACK = "127.0.0.1"
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """For a cluster of this machine alone: Ray would otherwise listen on, and look for, the machine's outside address."""
+EAGER = {"RAY_worker_niceness": "0"}
+"""For nodes that are started here: Ray's workers would give way to all else on the machine, and steps are timed."""
 LOCAL = "local"
 """Address: a cluster of this machine alone, for as long as the run takes."""
 
@@ -46,6 +48,7 @@ def cluster(address: str) -> Iterator[None]:
     Raises MissingError without Ray, or where no cluster answers.
     """
     os.environ.update(LOOPBACK_ONLY if address == LOCAL or address.startswith(LOOPBACK) else {})
+    os.environ.update(EAGER if address == LOCAL else {})
     # Ray's word on GPUs that a task did not ask for: it will change, and Ray warns of that at each start.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     place: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}

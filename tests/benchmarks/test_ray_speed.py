@@ -14,7 +14,7 @@ import pytest
 from harness.engine.digests import Digests
 from harness.engine.local import LocalExecutor
 from harness.engine.plan import plan, with_needs
-from harness.engine.ray import LOOPBACK, LOOPBACK_ONLY, RayExecutor, cluster
+from harness.engine.ray import EAGER, LOOPBACK, LOOPBACK_ONLY, RayExecutor, cluster
 from harness.engine.store import Store
 from harness.engine.walk import run_steps
 from harness.suite.load import load
@@ -31,8 +31,6 @@ pytestmark = pytest.mark.timeout(1800)
 COPIES = 32
 """So many times the Aelita clips, so that starting processes does not weigh; copies are dropped at the end."""
 NUM_STEPS = 10
-NICENESS = "RAY_worker_niceness"
-"""By default Ray's workers give way to everything else on the machine."""
 
 
 class Quiet:
@@ -48,7 +46,7 @@ class Quiet:
 def nodes(count: int) -> Iterator[str]:
     """The address of a cluster whose nodes have one CPU each."""
     with pytest.MonkeyPatch.context() as patched:
-        for name, value in {**LOOPBACK_ONLY, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", NICENESS: "0"}.items():
+        for name, value in {**LOOPBACK_ONLY, **EAGER, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}.items():
             patched.setenv(name, value)
         from ray.cluster_utils import Cluster
 

@@ -17,7 +17,7 @@ import pytest
 from harness.core.estimates import Memory
 from harness.engine import cluster as nodes
 from harness.engine.cluster import GIB, VRAM, Demand, demand, lack
-from harness.engine.ray import LOOPBACK, LOOPBACK_ONLY, cluster
+from harness.engine.ray import EAGER, LOOPBACK, LOOPBACK_ONLY, cluster
 from harness.engine.walk import Outcome
 from harness.errors import MissingError
 from tests.conftest import AELITA, ROOT
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ray.cluster_utils import Cluster
 
+pytestmark = pytest.mark.timeout(600)
 SUITE = """
 suite: tiny
 datasets: {clips: {kind: manifest, path: clips/manifest.jsonl, split: {dev: 0.2, test: 0.2, by: recording}}}
@@ -41,7 +42,8 @@ models:
     export: [whisper_ggml]
 score: {runtimes: [whispercpp]}
 """
-DEADLINE_S = 200
+DEADLINE_S = 400
+"""That nothing hangs; alone on two cores the longest test takes 80 s."""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def suite(tiny_whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def three_nodes() -> Iterator[Cluster]:
     """A head without CPUs, so that no step runs there, and two nodes for them."""
     with pytest.MonkeyPatch.context() as patched:
-        for name, value in {**LOOPBACK_ONLY, "PYTHONPATH": str(ROOT)}.items():
+        for name, value in {**LOOPBACK_ONLY, **EAGER, "PYTHONPATH": str(ROOT)}.items():
             patched.setenv(name, value)
         from ray.cluster_utils import Cluster
 
