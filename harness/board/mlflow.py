@@ -19,7 +19,7 @@ from harness import __version__
 from harness.board.environment import ENVIRONMENT_FILE, environment
 from harness.board.inputs import dataset_input, set_digest, set_name
 from harness.board.mlflow_models import Models
-from harness.core.files import parse_json, replace_text
+from harness.core.files import parse_json_file, replace_text
 from harness.core.manifests import read_jsonl
 from harness.engine.search import RESUMED, trained_name
 from harness.errors import MissingError
@@ -317,7 +317,7 @@ def _read_record(path: Path, *, uri: str) -> dict[str, Any]:
     if not path.is_file() or (database != uri and not Path(database).is_file()):
         return nothing
     try:
-        stored = parse_json(path.read_text(encoding="utf-8"))
+        stored = parse_json_file(path)
         if stored["uri"] != uri:
             return nothing
         known = nothing | {"runs": stored["runs"]} | {name: stored[name] for name in nothing if name in stored}

@@ -23,6 +23,11 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def parse_json_file(path: Path) -> Any:
+    """The same for a file, in UTF-8. Raises OSError and ValueError."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
 def beside(path: Path) -> Path:
     """A name in the same folder to write to before the rename."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")

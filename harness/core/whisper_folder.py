@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness.core.files import parse_json
+from harness.core.files import parse_json_file
 from harness.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def read_processor(folder: Path) -> Any:
     from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
     with _told(folder):
-        config = _json(folder / "config.json")
+        config = parse_json_file(folder / "config.json")
         _refuse_paths(folder)
         # Not by a class that the files name, which may be one of the hub.
         tokenizer = WhisperTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -85,7 +85,7 @@ def _config(folder: Path, changes: dict[str, Any]) -> Any:
     """Of a config what makes a Whisper: the rest could have its outputs, or classes, be of another kind."""
     from transformers import WhisperConfig
 
-    given = _json(folder / "config.json")
+    given = parse_json_file(folder / "config.json")
     kept = {name: given[name] for name in (*SIZES, *SHARES, *HABITS, *TOKENS) if given.get(name) is not None} | changes
     for name in SHARES:
         if not 0 <= kept.get(name, 0) < 1:
@@ -106,14 +106,10 @@ def _check_tokens(given: dict[str, Any], *, size: int) -> None:
 def _refuse_paths(folder: Path) -> None:
     """Of settings that transformers would follow to a file anywhere. Raises ValueError."""
     path = folder / "tokenizer_config.json"
-    settings = _json(path) if path.is_file() else {}
+    settings = parse_json_file(path) if path.is_file() else {}
     for name in ("gguf_file",) if (folder / "tokenizer.json").is_file() else PATHS:
         if settings.get(name) is not None:
             raise ValueError(f"its {path.name} names a file by {name}; remove that")
-
-
-def _json(path: Path) -> Any:
-    return parse_json(path.read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.core.artifact import Resources
-from harness.core.files import beside, parse_json
+from harness.core.files import beside, parse_json_file
 from harness.data.archives import Member
 from harness.data.corpus import CorpusSpec
 from harness.data.index import Refusal, Row
@@ -263,7 +263,7 @@ def _from_disk(spec: Spec, *, scratch: Path) -> dict[str, pa.Table]:
         raise DataError(f"{path}: there is no such file or folder; `path` must name a saved dataset, or Parquet files")
     try:
         if (path / SAVED).is_file():
-            splits = _plain(_json(path / SAVED)["splits"])
+            splits = _plain(parse_json_file(path / SAVED)["splits"])
             return {split: _saved(path / split)[1] for split in splits}
         if (path / STATE).is_file():
             return dict([_saved(path)])
@@ -279,13 +279,9 @@ def _saved(folder: Path) -> tuple[str, pa.Table]:
     """What `save_to_disk` has left of one split, and what it calls it."""
     import pyarrow as pa
 
-    state = _json(folder / STATE)
+    state = parse_json_file(folder / STATE)
     names = _plain([file["filename"] for file in state["_data_files"]])
     return _plain([state["_split"] or "train"])[0], pa.concat_tables([_mapped(folder / name) for name in names])
-
-
-def _json(path: Path) -> Any:
-    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def _plain(names: list[str]) -> list[str]:

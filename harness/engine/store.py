@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from harness.core.artifact import ADOPTED_FOLDER, Artifact, Work
-from harness.core.files import file_sha256, parse_json
+from harness.core.files import file_sha256, parse_json_file
 from harness.core.manifests import SHARDED, UTTERANCES_FILE, iterate_utterances
 from harness.engine.remote import AwayError
 from harness.errors import HarnessError
@@ -243,7 +243,7 @@ def read_artifact(path: Path, *, sizes: bool = False) -> Artifact:
 
 def read_record(path: Path) -> dict[str, Any]:
     """All that `artifact.json` of a folder says. Raises OSError and ValueError."""
-    record: dict[str, Any] = parse_json((path / ARTIFACT_FILE).read_text(encoding="utf-8"))
+    record: dict[str, Any] = parse_json_file(path / ARTIFACT_FILE)
     return record
 
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.core.files import parse_json
+from harness.core.files import parse_json_file
 from harness.errors import ExportError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ INDEX_FILE = "model.safetensors.index.json"
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ExportError if it is missing or none."""
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        value = parse_json_file(path)
     except (OSError, ValueError) as error:
         raise ExportError(f"{path}: cannot be read ({error}); the checkpoint is not whole: save it again") from error
     if not isinstance(value, dict):

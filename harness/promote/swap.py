@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.core.files import beside, parse_json
+from harness.core.files import beside, parse_json_file
 from harness.errors import HarnessError, first_line
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def remove(path: Path) -> None:
 
 def _read(path: Path, *, wanted: tuple[str, ...]) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_json_file(path)
         return {name: content[name] for name in wanted}
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, first_line(error)) from error

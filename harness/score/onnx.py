@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.core.artifact import Resources
-from harness.core.files import parse_json
+from harness.core.files import parse_json_file
 from harness.core.manifests import SAMPLE_RATE_HZ
 from harness.errors import ExportError, first_line
 from harness.score.chunks import WINDOW_S as WHISPER_WINDOW_S
@@ -196,7 +196,7 @@ def _decoding(served: Served, *, device: Device, language: str) -> dict[str, Any
 def _check_language(folder: Path, language: str) -> None:
     path = folder / "added_tokens.json"
     try:
-        tokens = parse_json(path.read_text(encoding="utf-8"))
+        tokens = parse_json_file(path)
     except (OSError, ValueError) as error:
         raise ExportError(
             f"runtime onnx: {path}: cannot be read ({first_line(error)}); export the model again"

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import harness.suite.spec
-from harness.core.files import link_or_copy, parse_json
+from harness.core.files import link_or_copy, parse_json, parse_json_file
 from harness.core.ggml_file import most
 from harness.core.whisper_folder import SIZES
 from harness.errors import DataError, MissingError, first_line
@@ -289,7 +289,7 @@ def _weights(folder: Path) -> list[Path]:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        value = parse_json_file(path)
     except ValueError as error:
         raise DataError(f"{path.name} is no JSON ({error})") from error
     if not isinstance(value, dict):
