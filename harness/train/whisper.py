@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -209,6 +210,7 @@ def _train(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
     per_epoch = examples.windows_per_epoch(train_clips, packing=spec.packing)
     max_steps = spec.max_steps or math.ceil(spec.epochs * per_epoch / spec.per_step)
     model = _model(base, spec)
+    generation = deepcopy(model.generation_config)
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     part = ranks.from_first(lambda: TrainerPart.of(spec, inputs, work))
     trainer = _trainer(
@@ -219,7 +221,7 @@ def _train(spec: Training, inputs: Inputs, work: Work) -> dict[str, Any]:
         transformers.set_seed(spec.seed + trainer.args.process_index)
     part.train(trainer)
     if part.until is None:
-        finished = _finish(trainer, processor, work, spec, part)
+        finished = _finish(trainer, processor, work, spec, part, generation=generation)
     else:
         finished = part.finish(work) if ranks.is_first() else {}
     return finished | {
@@ -321,7 +323,9 @@ def _model(base: Path, spec: Training) -> Any:
     return model
 
 
-def _finish(trainer: Any, processor: Any, work: Work, spec: Training, part: TrainerPart) -> dict[str, Any]:
+def _finish(
+    trainer: Any, processor: Any, work: Work, spec: Training, part: TrainerPart, *, generation: Any
+) -> dict[str, Any]:
     state = trainer.state
     meta = {"best_dev_wer": state.best_metric, "best_step": state.best_global_step, "final_step": state.global_step}
     notes = parting(state.log_history)
@@ -337,6 +341,8 @@ def _finish(trainer: Any, processor: Any, work: Work, spec: Training, part: Trai
     if not ranks.is_first():
         return meta
     model = lora.merge(trainer.model)
+    # To generate leaves its defaults in the configuration: a training resumed after its last evaluation does not.
+    model.generation_config = generation
     model.config.use_cache = True
     if spec.spec_augment:
         # Whoever trains this model further says so again.

@@ -20,6 +20,10 @@ STAGES = ("prepare", "train", "export", "transcribe", "score", "board")
 WHOM = ("driver", "worker", "both")
 MOST_KILLS = 3
 """Before a step may come to its end."""
+LATE = 0.5
+"""The share of a training's kills that wait for a checkpoint first: most of a tiny training is its start."""
+LATE_SPAN = 0.2
+"""Of the step's time: when such a kill comes, at most, after the checkpoint."""
 ORPHANS_S = 20.0
 TIMES = {"rtf", "latency_p50_ms", "latency_p95_ms", "load_s", "peak_vram_mib", "peak_ram_mib", "device"} | {
     "sealed_readings"
@@ -143,6 +147,11 @@ class Campaign:
             job.unlink(missing_ok=True)  # of the killed run before this
             while not job.is_file() and process.poll() is None:
                 time.sleep(0.01)
+        if stage == "train" and self.rng.random() < LATE:
+            newest = self._state(victim)["checkpoint"]
+            while self._state(victim)["checkpoint"] == newest and process.poll() is None:
+                time.sleep(0.01)
+            moment_s *= LATE_SPAN
         time.sleep(moment_s)
         workers = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
         running = bool(workers) or (stage == "board" and process.poll() is None)
