@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from harness.core.files import link_or_copy, replace_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +21,8 @@ PROGRESS_FILE = "progress.json"
 PROGRESS_INTERVAL_S = 0.1
 CPUS = "HARNESS_CPUS"
 """Environment variable: how many cores a step has been given; without it, all that the machine has."""
+CHECKPOINT_FILE = "checkpoint.txt"
+"""In the scratch folder: how far the newest checkpoint there is."""
 ADOPTED_FOLDER = "adopted"
 """In the scratch folder: an empty file for each folder that the step has handed over."""
 
@@ -46,6 +51,8 @@ class Work:
     """Becomes the artifact: everything in it is published by one rename."""
     scratch: Path
     """Survives a kill, is not published: checkpoints, and what a resumed step needs."""
+    outbox: Path | None = None
+    """Takes checkpoints that are on their way to other machines; None: there are none."""
     _last: float = field(default=0.0, repr=False)
 
     def adopt(self, name: str) -> None:
@@ -57,6 +64,26 @@ class Work:
         marks.mkdir(exist_ok=True)
         (marks / name).touch()
         (self.scratch / name).rename(self.path / name)
+
+    def checkpointed(self, step: int, names: Iterable[str]) -> None:
+        """Tell that the step can go on from here, on any machine.
+
+        step: larger than those before. names: files and folders of the scratch folder that it then needs, as far as
+        they exist. They get second names, so that nothing waits until they are sent.
+        """
+        replace_text(self.scratch / CHECKPOINT_FILE, str(step))
+        if self.outbox is None:
+            return
+        coming = self.outbox / f".{step}"
+        for passed in (coming, *self.outbox.glob("[0-9]*")):
+            shutil.rmtree(passed, ignore_errors=True)
+        for name in names:
+            path = self.scratch / name
+            for file in sorted(item for item in (path, *path.rglob("*")) if item.is_file()):
+                target = coming / file.relative_to(self.scratch)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(file, target)
+        coming.rename(self.outbox / str(step))
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Tell how far the step is; cheap enough to call for every utterance."""

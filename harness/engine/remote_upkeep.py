@@ -13,13 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from harness.engine.relay import RELAYED, STAGE
 from harness.engine.remote import INDEX_FILE, UPLOAD, AwayError, each
 from harness.engine.store import Store
 from harness.engine.upkeep import inventory
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from harness.engine.remote import Remote
     from harness.engine.upkeep import Stored
@@ -48,7 +49,7 @@ class Holdings:
 
     artifacts: list[Stored]
     leftovers: list[Removable]
-    """What no index names."""
+    """What no index names, and checkpoints that nobody needs any more."""
 
 
 def holdings(remote: Remote) -> Holdings:
@@ -73,7 +74,7 @@ def holdings(remote: Remote) -> Holdings:
         own = [upload for upload in uploads.values() if upload.name.startswith(f"{item.folder}/{named[item.folder]}")]
         held_b = sum(upload.size for upload in own)
         artifacts.append(replace(item, size=held_b, modified_s=indexes[item.folder]))
-    return Holdings(artifacts, [*_orphans(uploads, indexes, named), *loose])
+    return Holdings(artifacts, [*_orphans(uploads, indexes, named), *_passed(artifacts), *loose])
 
 
 def removable(
@@ -85,7 +86,8 @@ def removable(
     """
     found = list(held.leftovers)
     if kept is not None:
-        unreferenced = [item for item in held.artifacts if item.folder not in kept]
+        leftovers = {item.name for item in found}
+        unreferenced = [item for item in held.artifacts if item.folder not in {*kept, *leftovers}]
         found += [Removable(item.folder, item.name or item.folder, item.size, item.modified_s) for item in unreferenced]
     return [item for item in found if now_s - item.modified_s > older_than_s]
 
@@ -134,6 +136,15 @@ def _record(remote: Remote, folder: str, *, into: Path) -> str | None:
         shutil.rmtree(into / folder, ignore_errors=True)
         (into / folder).mkdir()
     return index.upload if index else ""
+
+
+def _passed(artifacts: Sequence[Stored]) -> Iterator[Removable]:
+    """Checkpoints of steps that have been finished."""
+    finished = {item.folder for item in artifacts}
+    for item in artifacts:
+        stage, _, key = item.folder.partition("-")
+        if stage == STAGE and any(f"{of}-{key}" in finished for of in RELAYED):
+            yield Removable(item.folder, "checkpoint of a finished step", item.size, item.modified_s)
 
 
 def _orphans(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
+from harness.engine.relay import relayed
 from harness.engine.remote import Remote
 from harness.engine.store import ARTIFACT_FILE, Store
 from harness.errors import HarnessError, refused_by_disk
@@ -76,18 +77,19 @@ def run(job: dict[str, Any]) -> Artifact:
             return found
         inputs = {role: [store.bring(Path(item).name) for item in paths] for role, paths in job["inputs"].items()}
         work = store.open(folder)
-        started = time.monotonic()
-        meta = module.run(spec, inputs, work)
-        about = {
-            "name": job["name"],
-            "spec": job["spec"],
-            "inputs": {role: [Path(item).name for item in paths] for role, paths in job["inputs"].items()},
-            "wall_s": round(time.monotonic() - started, 3),
-            "peak_ram_mib": round(peak_ram_mib(), 1),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "harness": __version__,
-        }
-        return store.publish(folder, key=key, stage=job["stage"], meta=meta, about=about)
+        with relayed(store, work, stage=job["stage"], key=key, name=job["name"]):
+            started = time.monotonic()
+            meta = module.run(spec, inputs, work)
+            about = {
+                "name": job["name"],
+                "spec": job["spec"],
+                "inputs": {role: [Path(item).name for item in paths] for role, paths in job["inputs"].items()},
+                "wall_s": round(time.monotonic() - started, 3),
+                "peak_ram_mib": round(peak_ram_mib(), 1),
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "harness": __version__,
+            }
+            return store.publish(folder, key=key, stage=job["stage"], meta=meta, about=about)
 
 
 def _make_room(job: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from harness.core.text import normalise
 from harness.core.wer import ErrorCounts, count_errors, pool
 from harness.train.nemo_curves import curves_callback
 from harness.train.nemo_ranks import hardware, together
+from harness.train.part import CHECKPOINTS, TENSORBOARD
 
 if TYPE_CHECKING:
     import torch
@@ -131,13 +132,13 @@ def build_trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=schedule.log_steps,
-        logger=TensorBoardLogger(save_dir=work.scratch, name="tensorboard", version=""),
+        logger=TensorBoardLogger(save_dir=work.scratch, name=TENSORBOARD, version=""),
         callbacks=[
             *together(schedule.devices),
             curves_callback(work, schedule=schedule, seed=seed),
-            *_checkpoints(work.scratch / "checkpoints", num_recent=num_recent),
+            *_checkpoints(work.scratch / CHECKPOINTS, num_recent=num_recent),
         ],
-        plugins=[_checkpoint_files()],
+        plugins=[_checkpoint_files(work)],
     )
 
 
@@ -165,7 +166,7 @@ def set_optimizer(model: Any, spec: Training, *, max_steps: int) -> None:
 
 def last_checkpoint(scratch: Path) -> tuple[str, int] | None:
     """The newest checkpoint to go on from, and its optimizer step. Files torn by a kill are removed."""
-    folder = scratch / "checkpoints"
+    folder = scratch / CHECKPOINTS
     for torn in folder.glob("*/.*.tmp"):
         torn.unlink()
     found = {int(path.stem): path for path in (folder / LAST).glob("*.ckpt") if path.stem.isdecimal()}
@@ -199,7 +200,7 @@ def _checkpoints(folder: Path, *, num_recent: int) -> list[Any]:
     return [best, *([recent] if num_recent > 1 else []), last]
 
 
-def _checkpoint_files() -> Any:
+def _checkpoint_files(work: Work) -> Any:
     import torch
     from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
@@ -212,6 +213,10 @@ def _checkpoint_files() -> Any:
             # NeMo's is the model's configuration as OmegaConf's objects, which the base weights hold anyway.
             torch.save({name: value for name, value in checkpoint.items() if name not in HPARAMS}, beside(path))
             beside(path).replace(path)
+            if path.parent.name == LAST:  # after the others
+                own = path.relative_to(work.scratch).as_posix()
+                best, recent = (f"{CHECKPOINTS}/{name}" for name in (BEST, RECENT))
+                work.checkpointed(int(path.stem), (best, recent, own, TENSORBOARD))
 
         def load_checkpoint(self, path: Any, map_location: Any = None) -> dict[str, Any]:  # noqa: ARG002
             loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -24,6 +24,7 @@ from harness.train.nemo_averaging import take_mean
 from harness.train.nemo_guard import guard_callback
 from harness.train.nemo_part import NemoPart
 from harness.train.nemo_trainer import Schedule, build_trainer, set_optimizer, use_russian_wer
+from harness.train.part import TENSORBOARD
 from harness.train.speech_batches import (
     Batches,
     Clips,
@@ -376,7 +377,7 @@ def _finish(part: NemoPart, model: Any, work: Work, spec: Training, *, dev: Clip
     # Saved as it would be without a portable loss and a metric of our own: neither has weights or a configuration.
     model.cpu().eval().save_to(str(work.path / "model" / nemo_weights.MODEL_FILE))
     write_jsonl(work.path / "curves.jsonl", reached.rows)
-    shutil.copytree(work.scratch / "tensorboard", work.path / "tensorboard", dirs_exist_ok=True)
+    shutil.copytree(work.scratch / TENSORBOARD, work.path / TENSORBOARD, dirs_exist_ok=True)
     return meta | {
         "best_dev_wer": reached.best["eval_wer"],
         "best_step": best_step,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.train import micro_batch
 from harness.train.averaging import lighten
 from harness.train.examples import IGNORED
 from harness.train.guards import weights_norm
+from harness.train.part import CHECKPOINTS, TENSORBOARD
 from harness.train.ranks import is_first, wait
 
 if TYPE_CHECKING:
@@ -140,8 +142,9 @@ def callbacks(work: Work, *, max_steps: int, patience: int | None) -> list[Any]:
         def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
             work.progress(state.global_step, max_steps, self.note)
 
-        def on_save(self, args: Any, _state: Any, _control: Any, **_: Any) -> None:
+        def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
             lighten(Path(args.output_dir))
+            work.checkpointed(state.global_step, (CHECKPOINTS, TENSORBOARD, micro_batch.FILE))
 
         def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,6 +184,38 @@ def test_a_killed_training_ends_as_an_unbroken_one(
         with pytest.raises(KilledError):
             train(nano, sets, tmp_path / "killed", training)
     resumed = train(nano, sets, tmp_path / "killed", training)
+    assert resumed.rows == unbroken.rows
+    assert resumed.meta == unbroken.meta
+    expected, found = unbroken.weights, resumed.weights
+    assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
+
+
+def test_what_a_checkpoint_takes_to_another_machine_is_enough_to_go_on(
+    nano: Artifact, sets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the mean of the last checkpoints, which are more than the newest one."""
+    import torch
+
+    training = spec(max_steps=6, eval_steps=2, average_checkpoints=2)
+    unbroken = train(nano, sets, tmp_path / "unbroken", training)
+    work = Work(tmp_path / "one" / "out", tmp_path / "one" / "scratch", tmp_path / "outbox")
+    for path in (work.path, work.scratch, tmp_path / "outbox"):
+        path.mkdir(parents=True)
+    checkpointed = Work.checkpointed
+
+    def killing(work: Work, step: int, names: Any) -> None:
+        checkpointed(work, step, names)
+        if step == 4:
+            raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Work, "checkpointed", killing)
+        with pytest.raises(KilledError):
+            parakeet.run(training, {"base": [nano], **sets}, work)
+    (tmp_path / "two").mkdir()
+    shutil.move(tmp_path / "outbox" / "4", tmp_path / "two" / "scratch")
+    shutil.rmtree(tmp_path / "one")
+    resumed = train(nano, sets, tmp_path / "two", training)
     assert resumed.rows == unbroken.rows
     assert resumed.meta == unbroken.meta
     expected, found = unbroken.weights, resumed.weights

@@ -326,7 +326,7 @@ def test_dev_loss_is_not_smoothed(inputs: dict[str, list[Artifact]], tmp_path: P
 def test_a_training_killed_after_its_last_checkpoint_leaves_the_same_files(
     inputs: dict[str, list[Artifact]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not only weights: nothing is trained or evaluated any more, and settings that generating changes are saved, too."""
+    """Not only weights: nothing is evaluated any more, and settings that generating changes are saved, too."""
     spec = Training(**STEPS)
     works = {name: fresh(tmp_path, name) for name in ("unbroken", "killed")}
     whisper.run(spec, inputs, works["unbroken"])
@@ -339,7 +339,5 @@ def test_a_training_killed_after_its_last_checkpoint_leaves_the_same_files(
         with pytest.raises(KilledError):
             whisper.run(spec, inputs, works["killed"])
     whisper.run(spec, inputs, works["killed"])
-    one, other = (
-        {path.name: path.read_bytes() for path in (work.path / "model").iterdir()} for work in works.values()
-    )
+    one, other = ({path.name: path.read_bytes() for path in (work.path / "model").iterdir()} for work in works.values())
     assert one == other
