@@ -15,7 +15,11 @@ from urllib.request import urlopen
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Place = Callable[[Path], str]
+    """Folder of a test → URL of a store for it alone."""
 
 BUCKET = "team"
 
@@ -67,6 +71,16 @@ def url_of(scheme: str, address: str, prefix: str) -> str:
     """Of a store in a server's bucket."""
     options = {"endpoint_override": address, "scheme": "http", "anonymous": "true"}
     return f"{scheme}://{BUCKET}/{prefix}" + (f"?{urlencode(options, safe=':')}" if scheme == "gs" else "")
+
+
+@contextmanager
+def place_of(scheme: str) -> Iterator[Place]:
+    """Of a store that is a folder (`file`), or on a server for as long as this lasts."""
+    if scheme == "file":
+        yield lambda folder: (folder / "shared").as_uri()
+        return
+    with (s3_server if scheme == "s3" else gs_server)() as address:
+        yield lambda folder: url_of(scheme, address, folder.name)
 
 
 def keys(url: str) -> list[str]:

@@ -11,9 +11,10 @@ import pytest
 
 from harness.core.artifact import Artifact, Work
 
+# Sums of floats depend on the number of threads; and processes side by side with a thread for every core each wait for
+# one another: tests took ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Processes side by side with a thread for every core each wait for one another: tests took ten times as long.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.pop("COLUMNS", None)  # of the terminal of the process above
 
 ROOT = Path(__file__).parent.parent

@@ -17,11 +17,13 @@ from harness.engine.relay import relayed
 from harness.engine.remote import INDEX_FILE, AwayError, Remote
 from harness.engine.remote_upkeep import holdings, remove
 from harness.engine.store import Store, folder_name
-from tests.buckets import gs_server, s3_server, url_of
+from tests.buckets import place_of, s3_server, url_of
 from tests.pipelines import ended, harness, model_hashes, start, write_suite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+    from tests.buckets import Place
 
 KEY = "ab" * 32
 STEP = {"stage": "train", "key": KEY, "name": "train it"}
@@ -31,13 +33,9 @@ DEADLINE_S = 60
 
 
 @pytest.fixture(scope="module", params=["file", "s3", "gs"])
-def place(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], str]]:
-    """A folder → URL of a store for one test."""
-    if request.param == "file":
-        yield lambda folder: (folder / "shared").as_uri()
-        return
-    with (s3_server if request.param == "s3" else gs_server)() as address:
-        yield lambda folder: url_of(request.param, address, folder.name)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with place_of(request.param) as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +103,7 @@ def expected(step: int, *steps: int) -> dict[str, str]:
 
 
 def test_another_machine_goes_on_and_the_finished_step_leaves_nothing(
-    tmp_path: Path, place: Callable[[Path], str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = place(tmp_path)
     killed_at(machine(tmp_path / "one", url), 100, 200)
@@ -244,7 +242,7 @@ def _away(*_: object, **__: object) -> None:
     raise AwayError("it is away")
 
 
-def test_a_checkpoint_that_outlives_its_step_is_collected(tmp_path: Path, place: Callable[[Path], str]) -> None:
+def test_a_checkpoint_that_outlives_its_step_is_collected(tmp_path: Path, place: Place) -> None:
     """Its machine dies between the end of the step and the removal."""
     url = place(tmp_path)
     one = machine(tmp_path / "one", url)

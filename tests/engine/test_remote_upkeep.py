@@ -14,10 +14,12 @@ from harness.engine.remote import INDEX_FILE, AwayError, Remote
 from harness.engine.remote_upkeep import Removable, holdings, removable, remove
 from harness.engine.store import Store
 from harness.errors import HarnessError
-from tests.buckets import gs_server, s3_server, url_of
+from tests.buckets import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+    from tests.buckets import Place
 
 DAY_S = 24 * 3600.0
 CORPUS, MODEL, SCORE = "prepare-1111111111111111", "train-2222222222222222", "score-3333333333333333"
@@ -25,17 +27,13 @@ NEVER, REPLACED = "upload that was never finished", "upload in whose place anoth
 
 
 @pytest.fixture(scope="module", params=["file", "s3", "gs"])
-def place(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], str]]:
-    """A folder → URL of a store for one test."""
-    if request.param == "file":
-        yield lambda folder: (folder / "shared").as_uri()
-        return
-    with (s3_server if request.param == "s3" else gs_server)() as address:
-        yield lambda folder: url_of(request.param, address, folder.name)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with place_of(request.param) as found:
+        yield found
 
 
 @pytest.fixture
-def store(place: Callable[[Path], str], tmp_path: Path) -> Store:
+def store(place: Place, tmp_path: Path) -> Store:
     """Of a machine that has sent a corpus and a model that was trained on it."""
     return sent(tmp_path, place(tmp_path))
 
