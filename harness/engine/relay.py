@@ -35,8 +35,6 @@ RELAYED = frozenset({"train"})
 STAGE = "checkpoint"
 OUTBOX = "outbox"
 POLL_S = 0.5
-LOG = logging.getLogger(__name__)
-"""Into the step's log."""
 
 
 @contextmanager
@@ -85,12 +83,12 @@ def _take_up(store: Store, work: Work, remote: Remote, *, place: str, key: str) 
             path.rename(here)
         # Last: a kill before this line fetches all of it again.
         replace_text(work.scratch / CHECKPOINT_FILE, str(step))
-        LOG.warning("goes on from step %d, which another process has left at %s/%s", step, remote.place, place)
+        _tell("goes on from step %d, which another process has left at %s/%s", step, remote.place, place)
     except AwayError:
         raise
     except HarnessError as error:
         # What can be done without it must not wait for somebody who deletes it.
-        LOG.warning("%s\nits checkpoint is not used", error)
+        _tell("%s\nits checkpoint is not used", error)
     finally:
         shutil.rmtree(coming, ignore_errors=True)
 
@@ -128,7 +126,7 @@ def _send_all(remote: Remote, place: str, outbox: Path, record: dict[str, Any], 
                 _send(remote, place, sending, {**record, "meta": {"step": int(path.name)}})
             except (HarnessError, OSError) as error:
                 if outbox.is_dir():  # or the step has been published meanwhile
-                    LOG.warning("the newest checkpoint stays on this machine: %s", error)
+                    _tell("the newest checkpoint stays on this machine: %s", error)
             shutil.rmtree(sending, ignore_errors=True)
 
 
@@ -140,6 +138,11 @@ def _send(remote: Remote, place: str, path: Path, record: dict[str, Any]) -> Non
     remote.send(place, source=path, hashes={})
     if before is not None:
         remote.delete(f"{place}/{before.upload}")
+
+
+def _tell(message: str, *arguments: object) -> None:
+    """Into the step's log, by a logger that is made late: alembic, under MLflow, disables those that exist before."""
+    logging.getLogger(__name__).warning(message, *arguments)
 
 
 def _remove(remote: Remote, place: str) -> None:

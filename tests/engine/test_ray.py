@@ -279,7 +279,9 @@ def test_a_collector_that_dies_is_replaced(three_nodes: Cluster, tmp_path: Path)
         executor = RayExecutor(tmp_path)
         executor._running["reference"] = step
         for line in (b"before\n", b"after\n"):
-            ray.kill(executor._told, no_restart=False)
+            collector = psutil.Process(ray.get(executor._told.__ray_call__.remote(lambda _: os.getpid())))
+            collector.kill()
+            collector.wait(DEADLINE_S)  # or the line would be told to the one that dies
             ray.get(executor._told.tell.remote("0", None, line))
             executor._listen(None)  # type: ignore[arg-type]  # only a log is written
         executor._running.clear()
