@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 import shutil
 import threading
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.core.artifact import CHECKPOINT_FILE
@@ -23,7 +23,7 @@ from harness.engine.store import SCHEMA, folder_name, read_artifact
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from harness.core.artifact import Work
@@ -38,23 +38,27 @@ POLL_S = 0.5
 
 
 @contextmanager
-def relayed(store: Store, work: Work, *, stage: str, key: str, name: str) -> Iterator[None]:
+def relayed(
+    store: Store, work: Work, *, stage: str, key: str, name: str, tell: Callable[[str], None]
+) -> Iterator[None]:
     """Go on from the newest checkpoint that any machine has left; send each new one while the step runs.
 
     The step is published inside. Without a remote store nothing of this happens.
+    tell: writes into the step's log, also while a library's warnings are off.
     Raises AwayError if nobody can tell whether there is a checkpoint.
     """
     remote, folder, place = store.remote, folder_name(stage, key), folder_name(STAGE, key)
     if remote is None or stage not in RELAYED:
         yield
         return
-    _take_up(store, work, remote, place=place, key=key)
+    _take_up(store, work, remote, place=place, key=key, tell=tell)
     work.outbox = store.partial(folder) / OUTBOX
     shutil.rmtree(work.outbox, ignore_errors=True)
     work.outbox.mkdir(parents=True)
     done = threading.Event()
     record = {"schema": SCHEMA, "key": key, "stage": STAGE, "files": {}, "name": f"checkpoint of {name}"}
-    sender = threading.Thread(target=_send_all, args=(remote, place, work.outbox, record, done), daemon=True)
+    send = partial(_send, remote, place, record=record)
+    sender = threading.Thread(target=_send_all, args=(send, work.outbox, done, tell), daemon=True)
     sender.start()
     try:
         yield
@@ -66,7 +70,7 @@ def relayed(store: Store, work: Work, *, stage: str, key: str, name: str) -> Ite
             _remove(remote, place)
 
 
-def _take_up(store: Store, work: Work, remote: Remote, *, place: str, key: str) -> None:
+def _take_up(store: Store, work: Work, remote: Remote, *, place: str, key: str, tell: Callable[[str], None]) -> None:
     """Fetch a checkpoint that is newer than the one here."""
     coming = store.partial(f"{place}.in-{secrets.token_hex(8)}")
     try:
@@ -83,12 +87,12 @@ def _take_up(store: Store, work: Work, remote: Remote, *, place: str, key: str) 
             path.rename(here)
         # Last: a kill before this line fetches all of it again.
         replace_text(work.scratch / CHECKPOINT_FILE, str(step))
-        _tell("goes on from step %d, which another process has left at %s/%s", step, remote.place, place)
+        tell(f"goes on from step {step}, which another process has left at {remote.place}/{place}")
     except AwayError:
         raise
     except HarnessError as error:
         # What can be done without it must not wait for somebody who deletes it.
-        _tell("%s\nits checkpoint is not used", error)
+        tell(f"{error}\nits checkpoint is not used")
     finally:
         shutil.rmtree(coming, ignore_errors=True)
 
@@ -115,7 +119,9 @@ def _own_step(work: Work) -> int:
         return -1
 
 
-def _send_all(remote: Remote, place: str, outbox: Path, record: dict[str, Any], done: threading.Event) -> None:
+def _send_all(
+    send: Callable[[Path, int], None], outbox: Path, done: threading.Event, tell: Callable[[str], None]
+) -> None:
     """What waits, one after the other, until the step has ended."""
     ended, sending = False, outbox / "sending"
     while not ended:
@@ -123,26 +129,21 @@ def _send_all(remote: Remote, place: str, outbox: Path, record: dict[str, Any], 
         for path in outbox.glob("[0-9]*"):
             try:
                 path.rename(sending)
-                _send(remote, place, sending, {**record, "meta": {"step": int(path.name)}})
+                send(sending, int(path.name))
             except (HarnessError, OSError) as error:
                 if outbox.is_dir():  # or the step has been published meanwhile
-                    _tell("the newest checkpoint stays on this machine: %s", error)
+                    tell(f"the newest checkpoint stays on this machine: {error}")
             shutil.rmtree(sending, ignore_errors=True)
 
 
-def _send(remote: Remote, place: str, path: Path, record: dict[str, Any]) -> None:
+def _send(remote: Remote, place: str, path: Path, step: int, *, record: dict[str, Any]) -> None:
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    text = json.dumps({**record, "created": created}, ensure_ascii=False)
+    text = json.dumps({**record, "meta": {"step": step}, "created": created}, ensure_ascii=False)
     (path / INDEX_FILE).write_text(text, encoding="utf-8")
     before = remote.index(place)
     remote.send(place, source=path, hashes={})
     if before is not None:
         remote.delete(f"{place}/{before.upload}")
-
-
-def _tell(message: str, *arguments: object) -> None:
-    """Into the step's log, by a logger that is made late: alembic, under MLflow, disables those that exist before."""
-    logging.getLogger(__name__).warning(message, *arguments)
 
 
 def _remove(remote: Remote, place: str) -> None:

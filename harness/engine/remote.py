@@ -266,7 +266,7 @@ class Remote:
             raise AwayError(f"{self.place}/{folder}: cannot be written ({first_line(error)}); run again") from error
         self._absent.pop(folder, None)
 
-    def index(self, folder: str) -> Index | None:
+    def index(self, folder: str, *, patient: bool = True) -> Index | None:
         """What an artifact consists of; None if it is not there. Raises HarnessError if that cannot be read."""
         where = f"{self.place}/{folder}/{INDEX_FILE}"
         since, told = self._away
@@ -285,6 +285,8 @@ class Remote:
         try:
             return Index.model_validate_json(content)
         except ValidationError as error:
+            if patient:  # to read takes two requests, and a writer may have replaced it between them
+                return self.index(folder, patient=False)
             found = error.errors()[0]
             raise HarnessError(f"{where}: cannot be used ({found['msg']}); {_again(self.place, folder)}") from error
 

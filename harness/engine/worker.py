@@ -60,7 +60,7 @@ def main(path: Path) -> int:
     else:
         return 0
     if code == 1:
-        print(failure["message"], file=sys.stderr)  # into the step's log  # noqa: T201
+        _tell(str(failure["message"]))
     error_file.parent.mkdir(parents=True, exist_ok=True)
     error_file.write_text(json.dumps(failure, ensure_ascii=False), encoding="utf-8")
     return code
@@ -77,7 +77,7 @@ def run(job: dict[str, Any]) -> Artifact:
             return found
         inputs = {role: [store.bring(Path(item).name) for item in paths] for role, paths in job["inputs"].items()}
         work = store.open(folder)
-        with relayed(store, work, stage=job["stage"], key=key, name=job["name"]):
+        with relayed(store, work, stage=job["stage"], key=key, name=job["name"], tell=_tell):
             started = time.monotonic()
             meta = module.run(spec, inputs, work)
             about = {
@@ -90,6 +90,11 @@ def run(job: dict[str, Any]) -> Artifact:
                 "harness": __version__,
             }
             return store.publish(folder, key=key, stage=job["stage"], meta=meta, about=about)
+
+
+def _tell(message: str) -> None:
+    """Into the step's log."""
+    print(message, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _make_room(job: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from tests.buckets import Place
 
 KEY = "ab" * 32
-STEP = {"stage": "train", "key": KEY, "name": "train it"}
+TOLD: list[str] = []
+STEP: dict[str, Any] = {"stage": "train", "key": KEY, "name": "train it", "tell": TOLD.append}
 FOLDER, PLACE = folder_name("train", KEY), folder_name("checkpoint", KEY)
 NAMES = ("checkpoints", "tensorboard", "micro_batch.json", "what never was")
 DEADLINE_S = 60
@@ -41,6 +42,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "POLL_S", 0.01)
+    TOLD.clear()
 
 
 class KilledError(BaseException):
@@ -102,16 +104,14 @@ def expected(step: int, *steps: int) -> dict[str, str]:
     return found | {CHECKPOINT_FILE: str(step)}
 
 
-def test_another_machine_goes_on_and_the_finished_step_leaves_nothing(
-    tmp_path: Path, place: Place, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_machine_goes_on_and_the_finished_step_leaves_nothing(tmp_path: Path, place: Place) -> None:
     url = place(tmp_path)
     killed_at(machine(tmp_path / "one", url), 100, 200)
     other = machine(tmp_path / "two", url)
     work = other.open(FOLDER)
     with relayed(other, work, **STEP):
         assert held(work) == expected(200, 100)
-        assert f"goes on from step 200, which another process has left at {Remote(url).place}" in caplog.text
+        assert f"goes on from step 200, which another process has left at {Remote(url).place}" in "\n".join(TOLD)
         write(work, 300)
         arrived(other, 300)
         (work.path / "model").write_text("done", encoding="utf-8")
@@ -193,9 +193,7 @@ def test_without_a_remote_store_or_for_other_stages_nothing_is_kept_twice(tmp_pa
 
 
 @pytest.mark.parametrize("harm", ["damaged", "of another step", "no number"])
-def test_what_cannot_be_used_costs_its_steps_and_nothing_else(
-    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_cannot_be_used_costs_its_steps_and_nothing_else(tmp_path: Path, harm: str) -> None:
     url = (tmp_path / "shared").as_uri()
     killed_at(machine(tmp_path / "one", url), 100)
     (upload,) = (path for path in (tmp_path / "shared" / PLACE).iterdir() if path.is_dir())
@@ -212,12 +210,12 @@ def test_what_cannot_be_used_costs_its_steps_and_nothing_else(
         assert held(work) == {}
         write(work, 50)
         arrived(two, 50)
-    assert "its checkpoint is not used" in caplog.text
+    assert "its checkpoint is not used" in "\n".join(TOLD)
     assert list(two.partial("").glob("*.in-*")) == []
 
 
 def test_a_server_that_is_away_is_told_at_the_start_and_borne_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with s3_server() as address:
         url = url_of("s3", address, tmp_path.name)
@@ -230,7 +228,7 @@ def test_a_server_that_is_away_is_told_at_the_start_and_borne_later(
             monkeypatch.setattr(module.Remote, "send", _away)
             write(work, 100)
             deadline = time.monotonic() + DEADLINE_S
-            while "the newest checkpoint stays on this machine" not in caplog.text:
+            while "the newest checkpoint stays on this machine" not in "\n".join(TOLD):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
         gone = machine(tmp_path / "two", url)
