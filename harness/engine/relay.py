@@ -80,7 +80,7 @@ def _take_up(store: Store, work: Work, remote: Remote, *, place: str, key: str, 
         step = _step(remote, place, index, into=coming, key=key)
         if step <= _own_step(work):
             return
-        remote.download(place, _but_record(index), into=coming / "files")
+        remote.download(place, index.part(lambda name: name != INDEX_FILE), into=coming / "files")
         for path in (coming / "files").iterdir():
             here = work.scratch / path.name
             shutil.rmtree(here, ignore_errors=True) if here.is_dir() else here.unlink(missing_ok=True)
@@ -99,17 +99,12 @@ def _take_up(store: Store, work: Work, remote: Remote, *, place: str, key: str, 
 
 def _step(remote: Remote, place: str, index: Index, *, into: Path, key: str) -> int:
     """How far a checkpoint is, by its record."""
-    picked = index.model_copy(update={"files": {INDEX_FILE: index.files[INDEX_FILE]}, "folders": []})
-    remote.download(place, picked, into=into)
+    remote.download(place, index.part(lambda name: name == INDEX_FILE), into=into)
     record = read_artifact(into)
     step = record.meta.get("step")
     if (record.key, record.stage) != (key, STAGE) or type(step) is not int:
         raise HarnessError(f"{remote.place}/{place}: is no checkpoint of this step")
     return step
-
-
-def _but_record(index: Index) -> Index:
-    return index.model_copy(update={"files": {name: item for name, item in index.files.items() if name != INDEX_FILE}})
 
 
 def _own_step(work: Work) -> int:

@@ -90,6 +90,10 @@ class Index(BaseModel):
     folders: list[str]
     """Empty ones, which no file speaks for."""
 
+    def part(self, wanted: Callable[[str], bool]) -> Index:
+        """Of the files alone those whose names are wanted."""
+        return self.model_copy(update={"files": {k: v for k, v in self.files.items() if wanted(k)}, "folders": []})
+
     @field_validator("files", "folders")
     @classmethod
     def _inside(cls, names: Any) -> Any:

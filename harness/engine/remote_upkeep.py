@@ -128,8 +128,7 @@ def _record(remote: Remote, folder: str, *, into: Path) -> str | None:
         index = remote.index(folder)
         if index is None:
             return None
-        picked = index.model_copy(update={"files": {INDEX_FILE: index.files[INDEX_FILE]}, "folders": []})
-        remote.download(folder, picked, into=into / folder)
+        remote.download(folder, index.part(lambda name: name == INDEX_FILE), into=into / folder)
     except AwayError:
         raise
     except HarnessError:

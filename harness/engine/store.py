@@ -149,12 +149,11 @@ class Store:
         if self.remote is None or (index := self.remote.index(folder)) is None:
             return None
         place, coming = self.partial(f"{folder}.of-{index.upload}"), self.partial(f"{folder}.in-{secrets.token_hex(8)}")
-        lacking = {name: item for name, item in index.files.items() if wanted(name) and not (place / name).is_file()}
+        lacking = index.part(lambda name: wanted(name) and not (place / name).is_file())
         try:
-            if lacking:
-                picked = index.model_copy(update={"files": lacking, "folders": []})
-                self.remote.download(folder, picked, into=coming)
-            for name in lacking:
+            if lacking.files:
+                self.remote.download(folder, lacking, into=coming)
+            for name in lacking.files:
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (coming / name).replace(place / name)
         finally:

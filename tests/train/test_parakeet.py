@@ -155,6 +155,16 @@ class KilledError(BaseException):
     """Nobody catches it, as nobody catches a kill."""
 
 
+def check_same(resumed: Trained, unbroken: Trained) -> None:
+    """To the last bit."""
+    import torch
+
+    assert resumed.rows == unbroken.rows
+    assert resumed.meta == unbroken.meta
+    expected, found = unbroken.weights, resumed.weights
+    assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
+
+
 @pytest.mark.parametrize(
     ("killed_at", "fields"),
     [
@@ -168,8 +178,6 @@ def test_a_killed_training_ends_as_an_unbroken_one(
     killed_at: int, fields: dict[str, Any], nano: Artifact, sets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With dropout, dither and masks, all of which are drawn."""
-    import torch
-
     training = spec(max_steps=5, eval_steps=2, **fields)
     unbroken = train(nano, sets, tmp_path / "unbroken", training)
     progress = Work.progress
@@ -184,18 +192,13 @@ def test_a_killed_training_ends_as_an_unbroken_one(
         with pytest.raises(KilledError):
             train(nano, sets, tmp_path / "killed", training)
     resumed = train(nano, sets, tmp_path / "killed", training)
-    assert resumed.rows == unbroken.rows
-    assert resumed.meta == unbroken.meta
-    expected, found = unbroken.weights, resumed.weights
-    assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
+    check_same(resumed, unbroken)
 
 
 def test_what_a_checkpoint_takes_to_another_machine_is_enough_to_go_on(
     nano: Artifact, sets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the mean of the last checkpoints, which are more than the newest one."""
-    import torch
-
     training = spec(max_steps=6, eval_steps=2, average_checkpoints=2)
     unbroken = train(nano, sets, tmp_path / "unbroken", training)
     work = Work(tmp_path / "one" / "out", tmp_path / "one" / "scratch", tmp_path / "outbox")
@@ -216,10 +219,7 @@ def test_what_a_checkpoint_takes_to_another_machine_is_enough_to_go_on(
     shutil.move(tmp_path / "outbox" / "4", tmp_path / "two" / "scratch")
     shutil.rmtree(tmp_path / "one")
     resumed = train(nano, sets, tmp_path / "two", training)
-    assert resumed.rows == unbroken.rows
-    assert resumed.meta == unbroken.meta
-    expected, found = unbroken.weights, resumed.weights
-    assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
+    check_same(resumed, unbroken)
 
 
 def test_a_training_that_is_asked_again_after_its_end_only_publishes(
